@@ -1,0 +1,236 @@
+"""Find what is wrong with a composed configuration before data are read or a network is built.
+
+Nothing here imports torch: a typo costs a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scarcely.config import schema
+from scarcely.config.signature import describe, mismatch, signature_of
+from scarcely.errors import ConfigError
+
+# arguments that the run supplies: sizes known only once the data are read
+SUPPLIED = {
+    "backbone",
+    "num_classes",
+    "num_clusters",
+    "in_channels",
+    "in_features",
+    "image_size",
+    "input_shape",
+    "inherited",
+}
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise one ConfigError that names everything wrong in the configuration.
+
+    Args:
+        config: the composed configuration as plain containers, interpolations resolved.
+    """
+    problems = [*_root(config), *_components(config)]
+    if not problems:  # combinations are only worth a look once each value is sound
+        problems = list(_combinations(config))
+    if problems:
+        first = problems[0]
+        if len(problems) == 1:
+            raise first
+        raise ConfigError(
+            f"{len(problems)} things are wrong in the configuration:\n\n" + "\n\n".join(map(str, problems))
+        )
+
+
+def suggest(key: str, known: Any) -> str:
+    """Say which of the known names was probably meant, or list them."""
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
+    return (
+        " or ".join(close) if close else ("one of " + ", ".join(names) if names else "nothing: there is none")
+    )
+
+
+def _values(
+    where: str, given: dict[str, Any], hints: dict[str, Any], required: set[str]
+) -> Iterator[ConfigError]:
+    prefix = f"{where}." if where else ""
+    for key, value in given.items():
+        if key not in hints:
+            yield ConfigError(
+                f"there is no setting {prefix + key!r}", where=prefix + key, instead=suggest(key, hints)
+            )
+        elif mismatch(value, hints[key]):
+            yield ConfigError(
+                f"{prefix + key} = {value!r} is not possible",
+                where=prefix + key,
+                instead=describe(hints[key]),
+            )
+    for key in sorted(required - set(given)):
+        yield ConfigError(
+            f"{prefix + key} is missing", where=where or "the configuration", instead=describe(hints[key])
+        )
+
+
+def _root(config: dict[str, Any]) -> Iterator[ConfigError]:
+    # `recipe` holds raw values that the other groups have read already
+    given = {k: v for k, v in config.items() if k not in ("recipe", "plan", "command", "environment")}
+    yield from _values("", given, schema.hints(schema.Root), schema.required(schema.Root))
+    for name, group in (("trainer", schema.Trainer), ("logger", schema.Logger)):
+        if isinstance(config.get(name), dict):
+            yield from _values(name, config[name], schema.hints(group), schema.required(group))
+
+
+def _components(config: dict[str, Any]) -> Iterator[ConfigError]:
+    for stage in config.get("plan", []):
+        if stage["method"] is not None and stage is not config["plan"][-1]:
+            yield from component(f"stages.{stage['name']}", stage["method"], is_method=True)
+    for name in ("method", "data", "backbone"):
+        if isinstance(config.get(name), dict):
+            yield from component(name, config[name], is_method=name == "method")
+
+
+def component(where: str, given: dict[str, Any], *, is_method: bool = False) -> Iterator[ConfigError]:
+    """Compare a group that has a ``_target_`` with the signature behind it, nested ones too."""
+    target = given.get("_target_")
+    if not isinstance(target, str):
+        yield ConfigError(
+            f"{where} has no _target_: nothing says which class it configures",
+            where=where,
+            instead="_target_: package.module.Class",
+        )
+        return
+    try:
+        signature = signature_of(target)
+    except LookupError as error:
+        yield ConfigError(str(error), where=f"{where}._target_", instead="an importable class or function")
+        return
+    hints = {name: p.annotation for name, p in signature.parameters.items()}
+    required = {name for name, p in signature.parameters.items() if p.required} - SUPPLIED
+    arguments = {k: v for k, v in given.items() if not (k.startswith("_") and k.endswith("_"))}
+    if is_method:
+        structural = {k: v for k, v in arguments.items() if k in schema.METHOD_KEYS}
+        yield from _values(where, structural, schema.METHOD_KEYS, set())
+        arguments = {k: v for k, v in arguments.items() if k not in structural}
+        required -= set(structural)
+    if given.get("_partial_"):
+        required = set()
+    nested = {k: v for k, v in arguments.items() if isinstance(v, dict) and "_target_" in v}
+    if signature.open:
+        hints = {**{k: Any for k in arguments}, **hints}
+    checked = {k: v for k, v in arguments.items() if k not in nested or k not in hints}
+    yield from _values(where, checked, hints, required - set(nested))
+    for key, value in nested.items():
+        yield from component(f"{where}.{key}", value)
+
+
+def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
+    method, data, backbone = config["method"], config["data"], config["backbone"]
+    kind = data.get("kind")
+    for stage in config.get("plan", []):
+        if stage["method"] is None:
+            continue
+        where = "method" if stage is config["plan"][-1] else f"stages.{stage['name']}"
+        yield from _stage(where, stage["method"], config)
+    if kind == "vectors" and not backbone["_target_"].endswith("MLP"):
+        yield ConfigError(
+            f"data={data['name']} holds vectors, and this backbone takes images",
+            where="backbone",
+            instead="backbone=mlp",
+        )
+    if config["pretext"] != "none" and "pretext" not in (method.get("before") or []):
+        yield ConfigError(
+            f"method={method['name']} has no pretext stage", where="pretext", instead="pretext=none"
+        )
+    unknown = set(config["stages"]) - {s["name"] for s in config.get("plan", [])} - {"pretext"}
+    for name in sorted(unknown):
+        yield ConfigError(
+            f"method={method['name']} has no stage {name!r}",
+            where=f"stages.{name}",
+            instead=suggest(name, [s["name"] for s in config.get("plan", [])]),
+        )
+    trainer = config["trainer"]
+    if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":
+        yield ConfigError(
+            "16-mixed precision needs a GPU", where="trainer.precision", instead="32-true or bf16-mixed"
+        )
+    yield from _paths(config)
+
+
+def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterator[ConfigError]:
+    data, needs = config["data"], method.get("needs") or []
+    batch = method.get("batch_size")
+    devices = config["trainer"]["devices"]
+    if "images" in needs and data["kind"] != "images":
+        yield ConfigError(
+            f"{method['name']} works on images, and data={data['name']} holds vectors",
+            where=where if where == "method" else "pretext",
+            instead="pretext=denoising or none" if where != "method" else "an image data set",
+        )
+    if "vectors" in needs and data["kind"] != "vectors":
+        yield ConfigError(
+            f"{method['name']} works on vectors, and data={data['name']} holds images",
+            where=where,
+            instead="pretext=rotnet or none" if where != "method" else "data=tfidf",
+        )
+    if batch is None:
+        return
+    if batch % devices:
+        yield ConfigError(
+            f"a global batch of {batch} cannot be shared by {devices} devices",
+            where="batch_size, trainer.devices",
+            instead=f"a multiple of {devices}",
+        )
+    labeler = method.get("labeler")
+    if isinstance(labeler, dict) and isinstance(labeler.get("k"), int):
+        local = method.get("pairs", "local") == "local"
+        per_batch = batch // devices if local else batch
+        if labeler["k"] >= per_batch:
+            yield ConfigError(
+                f"{where}.labeler.k = {labeler['k']} neighbours do not exist in a batch of {per_batch}",
+                where=f"{where}.labeler.k, batch_size",
+                instead=f"k below {per_batch}, or a larger batch",
+            )
+    if data["kind"] == "vectors" and method.get("composition") == "ricap":
+        yield ConfigError(
+            "RICAP cuts patches out of images, and vectors have none",
+            where=f"{where}.composition",
+            instead="mixup or none",
+        )
+    if method.get("pairs") == "global" and devices == 1:
+        yield ConfigError(
+            "pairs=global gathers the batches of several devices, and there is one",
+            where=f"{where}.pairs",
+            instead="pairs=local, or trainer=ddp",
+        )
+
+
+def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
+    for key in ("ckpt", "pretext"):
+        value = config[key]
+        looks_like_path = key == "ckpt" or (value is not None and is_path(value))
+        if value is not None and looks_like_path and not Path(value).expanduser().exists():
+            yield ConfigError(
+                f"{key}={value}: there is no such file or run folder",
+                where=key,
+                instead="a checkpoint file, or the folder of a run",
+            )
+    for key in ("run_dir", "output_dir", "cache_dir"):
+        if config[key] is None:
+            continue
+        path = Path(config[key]).expanduser().absolute()
+        obstacle = next((p for p in [path, *path.parents] if p.exists()), None)
+        if obstacle is not None and not obstacle.is_dir():
+            yield ConfigError(
+                f"{key}={config[key]} cannot be a folder: {obstacle} is a file",
+                where=key,
+                instead="a folder that exists or can be made",
+            )
+
+
+def is_path(value: str) -> bool:
+    """Whether a ``pretext`` value means a file or folder rather than the name of a method."""
+    return "/" in value or "." in value or Path(value).expanduser().exists()

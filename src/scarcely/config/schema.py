@@ -1,0 +1,87 @@
+"""The keys at the root of the configuration, and those of each group that is not a component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from scarcely.spec import Annotated, Literal, NonNegativeInt, PositiveInt, Range
+
+
+@dataclass
+class Root:
+    """What every run has. The YAML gives the reasons; this gives types and ranges."""
+
+    seed: NonNegativeInt
+    protocol: Literal["all", "split"]
+    pretext: str
+    ckpt: str | None
+    num_clusters: Annotated[int, Range(low=1)] | None
+    epochs: NonNegativeInt | None
+    batch_size: PositiveInt | None
+    eval_every: PositiveInt | None
+    resume: bool
+    fast: bool
+    compare_kmeans: bool
+    min_matched: Annotated[float, Range(low=0, high=1)]
+    embedding_size: NonNegativeInt
+    run_dir: str | None
+    output_dir: str
+    cache_dir: str
+    stages: dict
+    expected: dict | None
+    method: dict
+    data: dict
+    backbone: dict
+    trainer: dict
+    logger: dict
+
+
+@dataclass
+class Trainer:
+    """How a stage is run (``conf/trainer``)."""
+
+    accelerator: Literal["cpu", "gpu", "auto"]
+    devices: PositiveInt
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    compile: bool
+    threads: NonNegativeInt
+    gradient_clip: Annotated[float, Range(above=0)] | None
+    log_every: PositiveInt
+
+
+@dataclass
+class Logger:
+    """Where scalars and pictures go beside the CSV (``conf/logger``)."""
+
+    name: Literal["csv", "wandb", "tensorboard", "none"]
+    project: str | None = None
+    group: str | None = None
+    offline: bool | None = None
+
+
+# keys of a method YAML that the run reads itself; all others are constructor arguments
+METHOD_KEYS: dict[str, Any] = {
+    "_target_": str,
+    "name": str,
+    "stage": str,
+    "before": list[str],
+    "task": Literal["clustering", "classification", "pretext"],
+    "needs": list[Literal["images", "labels", "vectors"]],
+    "default_pretext": str,
+    "role": Literal["train", "pretext"],
+    "epochs": NonNegativeInt,
+    "batch_size": PositiveInt,
+}
+
+
+def hints(schema: type) -> dict[str, Any]:
+    """Return the annotations of a schema, ranges included."""
+    return get_type_hints(schema, include_extras=True)
+
+
+def required(schema: type) -> set[str]:
+    """Return the keys that must be there."""
+    from dataclasses import MISSING
+
+    return {f.name for f in fields(schema) if f.default is MISSING}

@@ -1,0 +1,58 @@
+"""Handwritten digits of 8x8 pixels that come with scikit-learn: runs anywhere, without a download."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch.nn.functional import interpolate
+
+from scarcely.data.augment import ImageAugmentation
+from scarcely.data.module import DataModule
+from scarcely.data.samples import Samples
+from scarcely.spec import PositiveInt
+
+__all__ = ["Digits"]
+
+
+class Digits(DataModule):
+    """1,797 grey digits of 43 writers (scikit-learn's `load_digits`), enlarged.
+
+    Every fifth sample, in scikit-learn's order, is the test part: 359 of them. The set has no split
+    of its own, and this one needs no file and no random number.
+
+    Args:
+        augmentation: how views are drawn and normalised.
+        size: side of the images in pixels, enlarged bilinearly from 8.
+        name: short name.
+        kind: what one sample is.
+        root: not used.
+        resident: where inputs are kept (see `DataModule`).
+    """
+
+    def __init__(
+        self,
+        *,
+        augmentation: ImageAugmentation,
+        size: PositiveInt = 16,
+        name: str = "digits",
+        kind: Literal["images"] = "images",
+        root: str | None = None,
+        resident: Literal["auto", "host", "device"] = "auto",
+    ) -> None:
+        super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)
+        self.size = size
+
+    def read(self) -> dict[str, Samples]:
+        """Return ``train`` (1,438) and ``test`` (359), images (N, size, size, 1)."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = torch.tensor(digits.images, dtype=torch.float32) * (255 / 16)  # stored as 0 to 16
+        size = (self.size, self.size)
+        large = interpolate(grey.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
+        images = large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        samples = Samples(images, torch.tensor(digits.target, dtype=torch.int64))
+        self.classes = tuple(map(str, digits.target_names))
+        test = torch.arange(len(samples)) % 5 == 4
+        return {"train": samples.select(~test), "test": samples.select(test)}

@@ -1,0 +1,313 @@
+"""Batches of views on the device: index, augment, normalise, with no worker process.
+
+The order of an epoch is a function of (seed, stage, epoch), the views of a step of (seed, stage,
+epoch, step). Both are drawn for the batch of all devices together and each rank takes its slice, so
+that a run that was interrupted, or that uses another number of devices, sees the same batches.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scarcely.data.augment import Augmentation
+from scarcely.data.samples import Samples
+from scarcely.errors import ConfigError, DataError
+from scarcely.seeds import derive_seed
+
+__all__ = ["Batch", "DeviceLoader", "numbered"]
+
+_AHEAD = 2  # batches that the background thread may be in advance
+
+
+class Batch(NamedTuple):
+    """One batch, on the device.
+
+    Attributes:
+        index: (n,) int64, positions in the samples.
+        views: V tensors, images (n, C, H, W) float32 channels_last, normalised; or vectors (n, D).
+        labels: (n,) int64, -1 where unknown.
+        own: (start, stop) of the rows that belong to this rank, where every rank was given the
+            whole global batch (``gather``); otherwise empty.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    views: tuple[Tensor, ...]
+    labels: Tensor
+    # Not a slice: Lightning looks through all fields for the batch size, and an empty tuple has
+    # nothing that would make it doubt what it found.
+    own: tuple[int, ...] = ()
+
+    @property
+    def local(self) -> slice:
+        """The rows that belong to this rank."""
+        return slice(*self.own) if self.own else slice(None)
+
+
+class _Share(NamedTuple):
+    """What one rank takes in one step: rows [start, stop) of the order of the epoch."""
+
+    start: int
+    stop: int
+    draws: int  # size of the global batch, for which random numbers are drawn
+    part: slice  # of the draws
+    own: tuple[int, ...]  # as in Batch
+
+
+class DeviceLoader:
+    """Iterable of the batches of one rank.
+
+    It shards by itself and is no torch DataLoader: Lightning leaves it alone. Call `set_epoch`
+    before each epoch; the epoch is read when the first batch is asked for.
+
+    Args:
+        samples: what to load from.
+        augmentation: how views are made.
+        batch_size: of all ranks together. In evaluation each rank takes its share of it.
+        views: number of views of each sample.
+        shuffle: a new order in each epoch.
+        drop_last: leave out the last, short batch. With fewer samples than `batch_size` there is one
+            batch of all of them. Whatever this is, all ranks take equally many steps and samples:
+            batches are shortened to a multiple of `world_size`.
+        seed: of the run.
+        stage: name of the stage, so that no two stages see the same order.
+        device: where the batches shall be.
+        rank: of this process, from 0.
+        world_size: number of processes.
+        gather: give every rank the whole global batch, and say in `Batch.local` which part is its own.
+        resident: move the samples to the device at once (nothing is copied if they are there).
+            Otherwise they stay in host memory, or in the file that is mapped into it, and a
+            background thread gathers the batches two steps ahead.
+        clean: give the samples as they are, one view, no randomness; the ranks take consecutive
+            shares in which no sample is missing and none occurs twice.
+
+    Raises:
+        ConfigError: `batch_size` cannot be divided among the ranks, or the augmentation does not
+            fit the samples.
+        DataError: fewer samples than ranks.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        views: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        seed: int = 0,
+        stage: str = "train",
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        gather: bool = False,
+        resident: bool = True,
+        clean: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}", where="batch_size")
+        if not clean and batch_size % world_size:
+            below = batch_size // world_size * world_size
+            raise ConfigError(
+                f"batch_size={batch_size} cannot be divided among {world_size} devices",
+                where="batch_size",
+                instead=f"batch_size={below or world_size} (it counts the samples of all devices together)",
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        if views < 1:
+            raise ValueError(f"views must be at least 1, not {views}")
+        if not clean and len(samples) < world_size:
+            raise DataError(
+                f"{len(samples)} samples for {world_size} devices", instead="more samples or fewer devices"
+            )
+        augmentation.check(samples.inputs.shape[1:])
+        self.device = numbered(device)
+        self.samples = samples.to(self.device) if resident else samples.to("cpu")
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.views = 1 if clean else views
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.stage = stage
+        self.rank = rank
+        self.world_size = world_size
+        self.gather = gather
+        self.resident = resident
+        self.clean = clean
+        self.epoch = 0
+        self._shares = self._evaluation_shares() if clean else self._training_shares()
+
+    @classmethod
+    def evaluation(
+        cls,
+        samples: Samples,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        resident: bool = True,
+    ) -> DeviceLoader:
+        """Return a loader of all samples, clean and in order, each on exactly one rank.
+
+        Rank after rank the shares are consecutive, so that results put together by rank are in the
+        order of the samples. Their sizes differ by at most one, and so may the number of steps.
+        """
+        return cls(
+            samples,
+            augmentation,
+            batch_size=batch_size,
+            shuffle=False,
+            drop_last=False,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            resident=resident,
+            clean=True,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that the next iteration goes through."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch
+        order = self._order(epoch)
+        if self.resident:
+            yield from self._in_place(order, epoch)
+        else:
+            yield from self._ahead(order, epoch)
+
+    # Which rows
+
+    def _training_shares(self) -> list[_Share]:
+        ranks = self.world_size
+        total = len(self.samples) // ranks * ranks
+        size = min(self.batch_size, total)
+        shares = []
+        for start in range(0, total - size + 1 if self.drop_last else total, size):
+            count = min(size, total - start)
+            each = count // ranks
+            first, end = self.rank * each, (self.rank + 1) * each
+            if self.gather:
+                shares.append(_Share(start, start + count, count, slice(None), (first, end)))
+            else:
+                shares.append(_Share(start + first, start + end, count, slice(first, end), ()))
+        return shares
+
+    def _evaluation_shares(self) -> list[_Share]:
+        total, ranks = len(self.samples), self.world_size
+        first, end = total * self.rank // ranks, total * (self.rank + 1) // ranks
+        size = max(1, self.batch_size // ranks)
+        return [
+            _Share(start, min(start + size, end), 0, slice(None), ()) for start in range(first, end, size)
+        ]
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.samples))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, epoch, "order"))
+        return torch.randperm(len(self.samples), generator=generator)
+
+    # How they become batches
+
+    def _in_place(self, order: Tensor, epoch: int) -> Iterator[Batch]:
+        order = self._move(order)
+        for step, share in enumerate(self._shares):
+            index = order[share.start : share.stop]
+            inputs = self.samples.inputs.index_select(0, index)
+            labels = self.samples.labels.index_select(0, index)
+            params = {name: self._move(drawn) for name, drawn in self._draw(step, share, epoch).items()}
+            yield self._batch(index, inputs, labels, params, share)
+
+    def _ahead(self, order: Tensor, epoch: int) -> Iterator[Batch]:
+        # The thread may start a batch when it gets a slot. Closing hands it one more, with `closed`
+        # set, so that it ends at once wherever it waits; it never waits for the queue.
+        slots = threading.Semaphore(_AHEAD)
+        closed = threading.Event()
+        ready: queue.SimpleQueue[tuple | BaseException | None] = queue.SimpleQueue()
+
+        def produce() -> None:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a new thread begins on GPU 0
+                for step, share in enumerate(self._shares):
+                    slots.acquire()
+                    if closed.is_set():
+                        return
+                    index = order[share.start : share.stop]
+                    inputs, labels = self._gather_rows(index)
+                    params = {name: self._pin(t) for name, t in self._draw(step, share, epoch).items()}
+                    ready.put((self._pin(index), inputs, labels, params, share))
+                ready.put(None)
+            except BaseException as error:
+                ready.put(error)
+
+        thread = threading.Thread(target=produce, name="scarcely-loader", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                slots.release()
+                index, inputs, labels, params, share = item
+                params = {name: self._send(drawn) for name, drawn in params.items()}
+                yield self._batch(self._send(index), self._send(inputs), self._send(labels), params, share)
+        finally:
+            closed.set()
+            slots.release()
+            thread.join()
+
+    def _batch(
+        self, index: Tensor, inputs: Tensor, labels: Tensor, params: dict[str, Tensor], share: _Share
+    ) -> Batch:
+        if self.clean:
+            views: tuple[Tensor, ...] = (self.augmentation.clean(inputs),)
+        else:
+            views = self.augmentation.apply(inputs, params, self.views)
+        return Batch(index, views, labels, share.own)
+
+    def _draw(self, step: int, share: _Share, epoch: int) -> dict[str, Tensor]:
+        if self.clean:
+            return {}
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, epoch, step, "views"))
+        shape = self.samples.inputs.shape[1:]
+        drawn = self.augmentation.draw(generator, share.draws, self.views, shape)
+        return {name: tensor[share.part] for name, tensor in drawn.items()}
+
+    def _gather_rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        source = self.samples.inputs
+        pinned = self.device.type == "cuda"
+        rows = torch.empty((len(index), *source.shape[1:]), dtype=source.dtype, pin_memory=pinned)
+        torch.index_select(source, 0, index, out=rows)
+        return rows, self._pin(self.samples.labels.index_select(0, index))
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        # Only a copy from pinned memory goes on while the host does other things.
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return self._send(self._pin(tensor))
+
+
+def numbered(device: torch.device | str) -> torch.device:
+    """Return the device with its number: ``cuda`` is the current GPU of this thread."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

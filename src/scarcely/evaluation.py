@@ -1,0 +1,134 @@
+"""Score a finished method: what is written to results.json and predictions.npz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from scarcely.data.module import DataModule
+from scarcely.methods.base import Method, Predictions
+from scarcely.methods.kmeans import fit_kmeans
+from scarcely.metrics import ClusterAccuracy
+from scarcely.seeds import derive_seed
+
+CONFIDENT = 0.9  # the paper looks at the samples predicted above this
+
+
+@dataclass
+class Outcome:
+    """Scores and predictions of a run.
+
+    Attributes:
+        metrics: flat map of names to numbers.
+        arrays: what predictions.npz holds.
+    """
+
+    metrics: dict[str, float]
+    arrays: dict[str, Any]
+
+
+def evaluate(
+    method: Method, data: DataModule, config: dict[str, Any], device: torch.device, num_clusters: int
+) -> Outcome:
+    """Score the last stage on what it was trained on, and on the test part under ``protocol=split``."""
+    protocol, task = config["protocol"], config["method"]["task"]
+    batch_size = 2 * config["method"].get("batch_size", 256)
+    method.to(device)
+
+    def predict(role: Any) -> Predictions:
+        return method.predict_all(
+            data.evaluation_loader(role, protocol, batch_size=batch_size, device=device)
+        )
+
+    trained_on = predict(config["method"].get("role", "train"))
+    arrays = _arrays(trained_on, data, num_clusters, config)
+    metrics: dict[str, float] = {}
+    if task == "pretext":
+        metrics |= method.final_metrics(
+            data.evaluation_loader(
+                config["method"].get("role", "train"), protocol, batch_size=batch_size, device=device
+            )
+        )
+    elif task == "clustering":
+        metrics |= clustering_scores(trained_on, num_clusters, data.num_classes)
+        if config["compare_kmeans"] and data.num_classes:
+            metrics |= {f"kmeans/{k}": v for k, v in raw_kmeans(data, config, num_clusters).items()}
+        if protocol == "split":
+            test = clustering_scores(predict("test"), num_clusters, data.num_classes)
+            metrics |= {f"test/{k}": v for k, v in test.items()}
+    else:
+        metrics |= {"train/accuracy": accuracy(trained_on)}
+        if protocol == "split":
+            metrics |= {"test/accuracy": accuracy(predict("test"))}
+    # NaN is no JSON: a score that cannot be had (no labels) is left out
+    return Outcome({k: float(v) for k, v in metrics.items() if v == v}, arrays)
+
+
+def clustering_scores(predictions: Predictions, num_clusters: int, num_classes: int) -> dict[str, float]:
+    """Return ACC, NMI and ARI of the predicted clusters, those of confident samples, and sizes."""
+    assert predictions.probabilities is not None
+    confidence, clusters = predictions.probabilities.max(dim=1)
+    sizes = torch.bincount(clusters, minlength=num_clusters)
+    scores = {"clusters/used": float((sizes > 0).sum())}
+    if num_classes and bool((predictions.labels >= 0).any()):
+        metric = ClusterAccuracy(num_clusters, num_classes)
+        metric.update(clusters, predictions.labels)
+        scores |= {k: float(v) for k, v in metric.compute().items()}
+        sure = confidence > CONFIDENT
+        scores["confident/share"] = float(sure.float().mean())
+        if bool((sure & (predictions.labels >= 0)).any()):
+            confident = ClusterAccuracy(num_clusters, num_classes)
+            confident.update(clusters[sure], predictions.labels[sure])
+            scores["confident/acc"] = float(confident.compute()["acc"])
+    return scores
+
+
+def accuracy(predictions: Predictions) -> float:
+    """Return the share of labelled samples whose class is predicted; NaN without any."""
+    assert predictions.probabilities is not None
+    known = predictions.labels >= 0
+    hits = predictions.probabilities.argmax(dim=1) == predictions.labels
+    return float(hits[known].float().mean())
+
+
+def raw_kmeans(data: DataModule, config: dict[str, Any], num_clusters: int) -> dict[str, float]:
+    """Return ACC, NMI and ARI of k-means on the raw inputs of the training samples."""
+    samples = data.pool(config["method"].get("role", "train"), config["protocol"])
+    inputs = samples.inputs.flatten(1)
+    features = inputs.numpy() if inputs.dtype == torch.float32 else inputs.numpy().astype("float32") / 255
+    centroids = torch.from_numpy(
+        fit_kmeans(features, num_clusters, seed=derive_seed(config["seed"], "raw kmeans"), restarts=10)
+    )
+    nearest = torch.cat(
+        [torch.cdist(torch.from_numpy(f), centroids).argmin(dim=1) for f in _chunks(features)]
+    )
+    metric = ClusterAccuracy(num_clusters, data.num_classes)
+    metric.update(nearest, samples.labels)
+    return {k: float(v) for k, v in metric.compute().items()}
+
+
+def _chunks(rows: np.ndarray, size: int = 8192) -> Any:
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _arrays(
+    predictions: Predictions, data: DataModule, num_clusters: int, config: dict[str, Any]
+) -> dict[str, Any]:
+    rng = np.random.default_rng(derive_seed(config["seed"], "embedding"))
+    count = len(predictions.index)
+    shown = np.sort(rng.permutation(count)[: config["embedding_size"]])
+    arrays: dict[str, Any] = {
+        "labels": predictions.labels.numpy(),
+        "classes": np.array(data.classes, dtype=np.str_),
+        "num_clusters": np.array(num_clusters),
+        "features": predictions.features[torch.from_numpy(shown)].numpy(),
+        "feature_index": shown,
+        "kind": np.array(config["method"]["task"]),
+    }
+    if predictions.probabilities is not None:
+        confidence, predicted = predictions.probabilities.max(dim=1)
+        arrays |= {"predicted": predicted.numpy(), "confidence": confidence.numpy()}
+    return arrays

@@ -1,0 +1,250 @@
+"""What all methods share: one stage of training as a LightningModule.
+
+A method says what its networks are, what a training step computes and how it predicts. The
+base keeps the learning rate, the random numbers and the record of scalars, so that each of
+them is a function of (seed, stage, epoch, step) and costs no wait for the device in a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from scarcely.backbones.base import Backbone
+from scarcely.data.loader import Batch
+from scarcely.errors import UserError
+from scarcely.methods.optimizer import Optimizer
+from scarcely.seeds import derive_seed
+from scarcely.spec import Literal
+
+
+class TrainingError(UserError):
+    """Training cannot go on, e.g. the loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module is being trained: all that random numbers depend on."""
+
+    seed: int = 0
+    stage: str = "train"
+    epochs: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass
+class Predictions:
+    """What a method says about each sample, on the CPU.
+
+    Attributes:
+        probabilities: (N, K) float32, or None where there is no classifier.
+        features: (N, D) float32.
+        index: (N,) int64 into the samples.
+        labels: (N,) int64, -1 where unknown.
+    """
+
+    features: Tensor
+    index: Tensor
+    labels: Tensor
+    probabilities: Tensor | None = None
+
+
+class Method(pl.LightningModule):
+    """A stage of training.
+
+    Subclasses set ``views`` (augmented views a batch holds), build their networks in
+    ``__init__`` from the backbone that the run hands over, and write ``training_step``, which
+    ends with ``self.record(...)``. ``logits`` is what evaluation and prediction use.
+
+    Args:
+        backbone: the network; its state is what the next stage inherits.
+        optimizer: optimizer and schedule.
+        freeze: number or name of the last block that is not trained; 0 trains all.
+        frozen_bn: ``train`` or ``eval`` mode of frozen BatchNorm layers.
+    """
+
+    views: int = 1
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Optimizer,
+        freeze: int | str = 0,
+        frozen_bn: Literal["train", "eval"] = "train",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer = optimizer
+        self.place = Place()
+        self._names: tuple[str, ...] = ()
+        self._steps: list[Tensor] = []
+        if freeze:
+            backbone.freeze(freeze, frozen_bn)
+
+    # -- what a method says -------------------------------------------------------------------
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return (N, D) features of normalised inputs."""
+        return self.backbone(x)
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Return (N, K) class or cluster scores of features (N, D); None without a classifier."""
+        return None
+
+    def prepare(self, batches: Any) -> None:
+        """Look at the training data once before the first step; for what is no gradient descent."""
+
+    def final_metrics(self, batches: Any) -> dict[str, float]:
+        """Return the scores of a finished pretext; clusterers and classifiers are scored by the run."""
+        return {}
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return further numbers for the record of an epoch."""
+        return {}
+
+    # -- what all do alike --------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores (N, K), or the features (N, D) of a method without a classifier."""
+        features = self.features(x)
+        logits = self.logits(features)
+        return features if logits is None else logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the optimizer over everything that is trained."""
+        return self.optimizer.build(self.parameters())
+
+    def on_train_epoch_start(self) -> None:
+        """Set what the epoch alone decides: learning rate and random state."""
+        epoch = self.current_epoch
+        lr = self.optimizer.lr_at(epoch, self.place.epochs)
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        torch.manual_seed(derive_seed(self.place.seed, self.place.stage, epoch, "rank", self.place.rank))
+        loader = self.trainer.train_dataloader
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+
+    def draw(self, name: str, step: int, *, shared: bool = True) -> np.random.Generator:
+        """Return the random numbers of this step, by name; ``shared`` gives every rank the same."""
+        rank = () if shared else (self.place.rank,)
+        seed = derive_seed(self.place.seed, self.place.stage, self.current_epoch, step, name, *rank)
+        return np.random.default_rng(seed)
+
+    def record(self, scalars: dict[str, Tensor]) -> None:
+        """Keep the scalars of this step on the device; they are read once an epoch or every n steps."""
+        if not self._names:
+            self._names = tuple(scalars)
+        self._steps.append(torch.stack([scalars[n].detach().float().reshape(()) for n in self._names]))
+
+    def recorded_steps(self) -> int:
+        """Return the number of steps recorded in this epoch."""
+        return len(self._steps)
+
+    def recent(self, steps: int) -> dict[str, float]:
+        """Return the means over the last steps: one wait for the device.
+
+        Raises:
+            TrainingError: a loss is not finite; names the step and its samples.
+        """
+        if not self._steps:
+            return {}
+        values = torch.stack(self._steps[-steps:]).cpu()
+        self._require_finite(values, len(self._steps) - len(values))
+        return dict(zip(self._names, _nanmean(values).tolist(), strict=True))
+
+    def epoch_summary(self) -> dict[str, float]:
+        """Return the means over the epoch, over all ranks, and forget the steps."""
+        if not self._steps:
+            return {}
+        values = torch.stack(self._steps)
+        self._steps = []
+        self._require_finite(values.cpu(), 0)
+        means = _nanmean(values)
+        if self.place.world_size > 1:
+            means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        return dict(zip(self._names, means.cpu().tolist(), strict=True))
+
+    def _require_finite(self, values: Tensor, first: int) -> None:
+        losses = [i for i, n in enumerate(self._names) if n.startswith("loss")]
+        wrong = ~torch.isfinite(values[:, losses]).all(dim=1)
+        if not wrong.any():
+            return
+        step = first + int(wrong.nonzero()[0, 0])
+        loader = self.trainer.train_dataloader
+        samples = ""
+        if hasattr(loader, "_order"):
+            size = loader.batch_size
+            rows = loader._order(self.current_epoch)[step * size : (step + 1) * size]
+            samples = f"; its samples are {rows[:8].tolist()}…"
+        shown = dict(zip(self._names, values[step - first].tolist(), strict=True))
+        raise TrainingError(
+            f"the loss is not finite any more: {shown}",
+            where=f"stage {self.place.stage}, epoch {self.current_epoch}, step {step} of it{samples}",
+            instead="a smaller method.optimizer.lr; the last good checkpoint is kept",
+        )
+
+    # -- prediction ---------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the scores anew."""
+        self._scores: list[tuple[Tensor, Tensor]] = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score one batch; the counts stay on the device until the epoch ends."""
+        metric = getattr(self, "metric", None)
+        if metric is not None:
+            metric.update(self(batch.views[0]), batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the scores for the record of the epoch."""
+        metric = getattr(self, "metric", None)
+        if metric is not None:
+            self.scores = {k: float(v) for k, v in metric.compute().items()}
+            metric.reset()
+
+    @torch.no_grad()
+    def predict_all(self, batches: Any) -> Predictions:
+        """Return features and probabilities of all samples that the loader gives, in its order.
+
+        The mode of the module is restored.
+        """
+        was_training = self.training
+        self.eval()
+        features, probabilities, index, labels = [], [], [], []
+        for batch in batches:
+            f = self.features(batch.views[0])
+            scores = self.logits(f)
+            features.append(f.float().cpu())
+            index.append(batch.index.cpu())
+            labels.append(batch.labels.cpu())
+            if scores is not None:
+                probabilities.append(scores.float().softmax(dim=1).cpu())
+        self.train(was_training)
+        return Predictions(
+            features=torch.cat(features),
+            index=torch.cat(index),
+            labels=torch.cat(labels),
+            probabilities=torch.cat(probabilities) if probabilities else None,
+        )
+
+
+def _nanmean(values: Tensor) -> Tensor:
+    # a precision without any positive pair is NaN in one step, not in the epoch
+    return values.nanmean(dim=0)
+
+
+def mlp_head(num_features: int, num_outputs: int, hidden: int | None = None) -> nn.Module:
+    """Return a linear head, or one with a hidden layer and ReLU."""
+    if hidden is None:
+        return nn.Linear(num_features, num_outputs)
+    return nn.Sequential(
+        nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_outputs)
+    )

@@ -1,0 +1,239 @@
+"""What a finished run leaves in its folder, read back as one object."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scarcely.errors import DataError
+
+_ARRAYS = ("predicted", "confidence", "labels", "features", "feature_index")
+
+
+@dataclass
+class Evidence:
+    """What a finished run knows about itself.
+
+    Attributes:
+        run_dir: folder of the run; holds ``config.yaml``, ``results.json``, ``metrics.csv`` and
+            ``predictions.npz``.
+        config: the resolved configuration, plain containers.
+        results: ``method``, ``data``, ``seed``, ``protocol``, ``stages`` (a list of ``name``, ``seconds``,
+            ``epochs``, ``cached``) and ``metrics`` (a flat map); optionally ``command`` and ``environment``.
+        history: one dict per logged row: ``stage``, ``epoch`` and numbers; what was not measured is absent.
+        kind: ``"clustering"`` (predictions are cluster indices, to be matched to classes),
+            ``"classification"`` (they are class indices) or ``"pretext"`` (there are none).
+        predicted: (N,) cluster or class of each sample.
+        confidence: (N,) its probability, in [0, 1].
+        labels: (N,) true classes, -1 where unknown; None where there are none at all.
+        classes: names of the true classes.
+        num_clusters: K, empty clusters included.
+        images: (N, H, W, C) uint8 of the same samples, perhaps a memory map; None for vectors.
+        names: file of each sample.
+        features: (M, D) float32 features of a subset of the samples.
+        feature_index: (M,) which samples those are.
+        test: ``{"counts": (C, K) int}``, confusion counts of a test split that was not trained on.
+
+    Raises:
+        ValueError: arrays that speak of the same samples differ in length.
+    """
+
+    run_dir: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    history: list[dict[str, Any]]
+    kind: str = "pretext"
+    predicted: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    num_clusters: int = 0
+    images: np.ndarray | None = None
+    names: tuple[str, ...] | None = None
+    features: np.ndarray | None = None
+    feature_index: np.ndarray | None = None
+    test: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.run_dir = Path(self.run_dir)
+        same = ("predicted", "confidence", "labels", "images", "names")
+        lengths = {key: len(getattr(self, key)) for key in same if getattr(self, key) is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"These speak of the same samples and differ in length: {lengths}")
+        if self.features is not None:
+            if self.feature_index is None:
+                self.feature_index = np.arange(len(self.features))
+            if len(self.features) != len(self.feature_index):
+                raise ValueError(f"{len(self.features)} features, {len(self.feature_index)} indices of them")
+
+    @property
+    def counts(self) -> np.ndarray | None:
+        """(C, K) confusion counts of the labelled samples, classes in rows; None if nothing is labelled."""
+        if self.predicted is None or self.labels is None or not (np.asarray(self.labels) >= 0).any():
+            return None
+        return confusion_counts(self.labels, self.predicted, len(self.classes), self.num_clusters)
+
+    def save(self) -> Path:
+        """Write the arrays to ``run_dir/predictions.npz``, atomically; images and names stay where they are.
+
+        Returns:
+            The file written.
+        """
+        import io
+
+        content: dict[str, Any] = {
+            "kind": np.array(self.kind),
+            "num_clusters": np.array(self.num_clusters),
+            "classes": np.array(self.classes, dtype=np.str_),
+        }
+        content |= {key: getattr(self, key) for key in _ARRAYS if getattr(self, key) is not None}
+        if self.test is not None:
+            content["test_counts"] = self.test["counts"]
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **content)
+        return write_atomically(self.run_dir / "predictions.npz", buffer.getvalue())
+
+    @classmethod
+    def load(
+        cls,
+        run_dir: str | Path,
+        images: np.ndarray | None = None,
+        names: Sequence[str] | None = None,
+        results: dict[str, Any] | None = None,
+    ) -> Evidence:
+        """Read what a run left behind.
+
+        Args:
+            run_dir: folder of the run. Only ``results.json`` must be there.
+            images: (N, H, W, C) uint8, the samples of ``predictions.npz`` in the same order.
+            names: file of each of them.
+            results: what ``results.json`` will hold, where it is not written yet.
+
+        Raises:
+            DataError: there is no ``results.json``, or a file cannot be read.
+        """
+        run_dir = Path(run_dir)
+        arrays = _read_predictions(run_dir / "predictions.npz")
+        test = arrays.pop("test_counts", None)
+        has_predictions = "predicted" in arrays
+        return cls(
+            run_dir=run_dir,
+            config=_read_config(run_dir / "config.yaml"),
+            results=_read_results(run_dir / "results.json") if results is None else results,
+            history=_read_history(run_dir / "metrics.csv"),
+            kind=str(arrays.pop("kind", "clustering" if has_predictions else "pretext")),
+            classes=tuple(map(str, arrays.pop("classes", ()))),
+            num_clusters=int(arrays.pop("num_clusters", 0)),
+            images=images,
+            names=None if names is None else tuple(names),
+            test=None if test is None else {"counts": test},
+            **{key: arrays[key] for key in _ARRAYS if key in arrays},
+        )
+
+
+def confusion_counts(
+    labels: np.ndarray, predicted: np.ndarray, num_classes: int = 0, num_clusters: int = 0
+) -> np.ndarray:
+    """Count how many samples of each class fell into each cluster.
+
+    Args:
+        labels: (N,) true classes; negative ones are left out.
+        predicted: (N,) clusters.
+        num_classes: C, at least; more rows are made if a label needs them.
+        num_clusters: K, at least.
+
+    Returns:
+        (C, K) int64.
+    """
+    labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    known = (labels >= 0) & (predicted >= 0)
+    labels, predicted = labels[known], predicted[known]
+    rows = max(num_classes, int(labels.max(initial=-1)) + 1)
+    columns = max(num_clusters, int(predicted.max(initial=-1)) + 1)
+    return np.bincount(labels * columns + predicted, minlength=rows * columns).reshape(rows, columns)
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write beside the target, sync, rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two writers of the same folder out of each other's temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            "This folder holds no finished run.", where=str(path.parent), instead="a folder with results.json"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"The results cannot be read: {error}", where=str(path)) from error
+    if not isinstance(results, dict):
+        raise DataError("The results are not a JSON object.", where=str(path))
+    return results
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    from omegaconf import OmegaConf  # its YAML reads 1e-4 as a number, plain YAML 1.1 as a string
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # omegaconf, yaml and the system each have their own
+        raise DataError(f"The configuration cannot be read: {error}", where=str(path)) from error
+    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        raise DataError(f"The metrics cannot be read: {error}", where=str(path)) from error
+    return [_history_row(row) for row in rows]
+
+
+def _history_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Turn one CSV row into numbers; cells that are empty, or cut off by a kill, are left out."""
+    clean: dict[str, Any] = {}
+    for key, value in row.items():
+        if key == "stage":
+            clean[key] = value or ""
+        elif key and value not in (None, ""):
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                continue
+            clean[key] = int(number) if key == "epoch" and number.is_integer() else number
+    return clean
+
+
+def _read_predictions(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"The predictions cannot be read: {error}", where=str(path)) from error

@@ -1,0 +1,162 @@
+"""One HTML page a run: self-contained, no script, no request to anywhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scarcely.reports import table
+from scarcely.reports.evidence import Evidence, write_atomically
+from scarcely.reports.figures import build_figures, headline, plain, to_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Caption(NamedTuple):
+    """What stands around a picture: its heading, and one sentence on how to read it."""
+
+    heading: str
+    sentence: str
+
+
+CAPTIONS: Mapping[str, Caption] = {
+    "confusion": Caption(
+        "Confusion matrix",
+        "Each row is a true class, each column a prediction, clusters in the order that brings their matched "
+        "classes to the diagonal; a dark cell off the diagonal is a systematic error.",
+    ),
+    "confident": Caption(
+        "Confident samples",
+        "The same for the samples predicted above 0.9 alone, colours still relative to the whole class: a "
+        "pale row is a class of which the network is rarely sure.",
+    ),
+    "test-confusion": Caption(
+        "Confusion matrix of the test split",
+        "As above, for samples that were not trained on, with a matching of their own.",
+    ),
+    "sizes": Caption(
+        "Sizes",
+        "Each bar is a prediction, coloured by what its samples truly are (where that is known); the dashed "
+        "line is the height of all bars if they were equal.",
+    ),
+    "montage": Caption(
+        "Images",
+        "Each row is a cluster or class, the images it is surest of on the left and those it is least sure "
+        "of on the right; a red frame marks an image whose true class is another.",
+    ),
+    "embedding": Caption(
+        "Embedding",
+        "Each point is a sample and neighbours have similar features; where the panels differ in colour, "
+        "clusters and classes disagree (how far apart distant groups are means nothing).",
+    ),
+    "pairs": Caption(
+        "Pairwise pseudo-labels",
+        "How many pairs of a batch the labeler connects, and how many of these connections are right: the "
+        "precision should stay high or rise while training goes on.",
+    ),
+    "curves": Caption(
+        "Training",
+        "Losses, scores and schedules by epoch, the stages of the method side by side.",
+    ),
+}
+
+
+def write_report(
+    evidence: Evidence,
+    figures: Mapping[str, Figure] | None = None,
+    captions: Mapping[str, Caption] | None = None,
+) -> Path:
+    """Write ``run_dir/report.html`` and its pictures as ``run_dir/figures/NAME.png``, atomically each.
+
+    Args:
+        evidence: what the run left behind.
+        figures: pictures by name, in their order; those of `build_figures` if not given. Give them where
+            they were made already (for a logger) or where a method adds its own.
+        captions: for names that `CAPTIONS` does not know, or to replace those.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: the folder cannot be written; an older page is still whole.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if figures is None:
+        figures = build_figures(evidence)
+    known = {**CAPTIONS, **(captions or {})}
+    results, config = evidence.results, evidence.config
+    metrics = results.get("metrics") or {}
+    stages = results.get("stages") or []
+    environment = results.get("environment") or config.get("environment") or {}
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters["plain"] = plain
+    page = jinja.get_template("report.html.j2").render(
+        title=table.run_title(results),
+        command=results.get("command") or config.get("command") or "",
+        fast=bool(config.get("fast")),
+        protocol=table.describe_protocol(results),
+        headline=[(row, table.describe_metric(row.key)) for row in table.headline_metrics(metrics)],
+        others=[(*row, table.describe_metric(row[0])) for row in table.other_metrics(metrics)],
+        facts=_facts(evidence),
+        stages=[(stage, table.format_seconds(stage.get("seconds"))) for stage in stages],
+        total=table.format_seconds(sum(stage.get("seconds") or 0.0 for stage in stages)),
+        pictures=[_picture(evidence.run_dir, name, figure, known) for name, figure in figures.items()],
+        environment=environment if isinstance(environment, Mapping) else {"": environment},
+        config=_yaml(config),
+    )
+    # What is drawn from folder names may be no valid text; that must not lose the page.
+    return write_atomically(evidence.run_dir / "report.html", page.encode("utf-8", errors="replace"))
+
+
+def _picture(folder: Path, name: str, figure: Figure, captions: Mapping[str, Caption]) -> dict[str, str]:
+    """Save one figure and describe it for the page; ``montage-2`` shares the heading of ``montage``."""
+    png = to_png(figure)
+    write_atomically(folder / "figures" / f"{name}.png", png)
+    stem, _, page = name.rpartition("-")
+    further = page.isdigit() and stem in captions
+    caption = captions.get(stem if further else name, Caption(name, ""))
+    width, height = figure.get_size_inches() * figure.dpi
+    return {
+        "name": name,
+        "heading": "" if further else caption.heading,
+        "sentence": "" if further else caption.sentence,
+        "alt": " ".join(headline(figure).split()) or caption.heading,
+        "width": str(round(width)),
+        "height": str(round(height)),
+        "data": base64.b64encode(png).decode("ascii"),
+    }
+
+
+def _facts(evidence: Evidence) -> list[tuple[str, str]]:
+    """Collect what is known of the samples, and whatever else the run wrote down about itself."""
+    facts = []
+    if evidence.predicted is not None:
+        facts.append(("samples", f"{len(evidence.predicted):,}"))
+    if evidence.labels is not None:
+        unlabelled = int((evidence.labels < 0).sum())
+        facts.append(("without a label", f"{unlabelled:,}" if unlabelled else "none"))
+    elif evidence.predicted is not None:
+        facts.append(("without a label", "all"))
+    if sizes := table.size_sentence(evidence):
+        facts.append(("sizes", sizes))
+    told = {"method", "data", "protocol", "command", "environment", "stages", "metrics"}
+    for key, value in evidence.results.items():
+        if key not in told and isinstance(value, (str, int, float)):
+            facts.append((key, str(value)))
+    return facts
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config))) if config else ""

@@ -1,0 +1,465 @@
+"""Train a stage: in this process or in several, once for all runs that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+
+from scarcely import __version__, checkpoints
+from scarcely.backbones.base import Backbone
+from scarcely.callbacks.history import History, Row, read_rows
+from scarcely.callbacks.last import LastCheckpoint
+from scarcely.callbacks.progress import Progress
+from scarcely.config.schema import METHOD_KEYS
+from scarcely.config.signature import signature_of
+from scarcely.data.module import DataModule
+from scarcely.errors import UserError
+from scarcely.methods.base import Method, Place
+from scarcely.seeds import derive_seed
+
+FAST_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that shapes a stage, as plain values: the ranks of a stage read it from a file.
+
+    Attributes:
+        name: of the stage.
+        method, backbone, data, trainer: their configuration.
+        seed: of the run.
+        protocol: which samples are trained on.
+        num_clusters, num_classes: sizes of the heads.
+        inherited: weights file that the backbone starts from, or None.
+        whole: the inherited weights are those of a whole method, head included.
+        min_matched: smallest share of the network that they must fill.
+        fast: two batches an epoch.
+        eval_every: epochs between scores.
+    """
+
+    name: str
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    data: dict[str, Any]
+    trainer: dict[str, Any]
+    seed: int
+    protocol: str
+    num_clusters: int
+    num_classes: int
+    inherited: str | None = None
+    whole: bool = False
+    min_matched: float = 0.5
+    fast: bool = False
+    eval_every: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the stage."""
+        return int(self.method.get("epochs", 0))
+
+    @property
+    def role(self) -> Any:
+        """Pool of samples that the stage trains on."""
+        return self.method.get("role", "train")
+
+    def key(self, fingerprint: str, inherited_key: str, accelerator: str) -> str:
+        """Return the hash of everything that shapes the trained weights."""
+        content = asdict(self)
+        for irrelevant in ("inherited", "min_matched", "name"):
+            content.pop(irrelevant)
+        for where in ("root", "resident", "cache_dir", "workers", "download"):
+            content["data"] = {k: v for k, v in content["data"].items() if k != where}
+        content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "log_every"}
+        if self.method.get("task") == "pretext":
+            content.pop("num_clusters")
+            content.pop("num_classes")
+        content |= {
+            "fingerprint": fingerprint,
+            "inherited": inherited_key,
+            "accelerator": accelerator,
+            "torch": torch.__version__,
+            "code": source_digest(),
+        }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """Return a hash of the code that training depends on: a changed loss must not find an old stage."""
+    here = Path(__file__).parent
+    digest = hashlib.blake2b(__version__.encode(), digest_size=8)
+    for folder in ("backbones", "data", "functional", "methods"):
+        for path in sorted((here / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class Trained:
+    """A finished stage.
+
+    Attributes:
+        name: of the stage.
+        weights: file of its weights.
+        key: hash of what shaped them.
+        epochs, seconds: how long it trained, interruptions left out.
+        cached: it was found, not trained.
+        rows: its record.
+    """
+
+    name: str
+    weights: Path
+    key: str
+    epochs: int
+    seconds: float
+    cached: bool
+    rows: list[Row] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what results.json says of a stage."""
+        return {
+            "name": self.name,
+            "seconds": round(self.seconds, 2),
+            "epochs": self.epochs,
+            "cached": self.cached,
+        }
+
+
+def accelerator_of(trainer: Mapping[str, Any]) -> str:
+    """Return ``cuda`` or ``cpu``.
+
+    Raises:
+        UserError: a GPU, or more of them than there are, was asked for.
+    """
+    wanted, devices = trainer["accelerator"], trainer["devices"]
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return "cpu"
+    if available < devices:
+        raise UserError(
+            f"GPUs asked for: {devices}; there are {available or 'none'}",
+            where="trainer, trainer.devices",
+            instead=f"trainer.devices={available}" if available else "trainer=cpu",
+        )
+    return "cuda"
+
+
+def build_backbone(config: Mapping[str, Any], input_shape: tuple[int, ...]) -> Backbone:
+    """Build a backbone for inputs of a shape (C, H, W) or (D,)."""
+    sizes: dict[str, Any] = {"in_features": int(torch.tensor(input_shape).prod())}
+    if len(input_shape) == 3:
+        sizes |= {"in_channels": input_shape[0], "image_size": input_shape[1]}
+    wanted = signature_of(config["_target_"]).parameters
+    given = {k: v for k, v in sizes.items() if k in wanted and k not in config}
+    backbone = instantiate(dict(config), **given, _convert_="all")
+    return backbone.to(memory_format=torch.channels_last) if len(input_shape) == 3 else backbone
+
+
+def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True) -> Method:
+    """Build the networks of a stage; the same initial weights for the same seed.
+
+    Args:
+        job: the stage.
+        input_shape: (C, H, W) or (D,).
+        inherit: load the inherited weights (not needed where all weights are loaded next).
+    """
+    torch.manual_seed(derive_seed(job.seed, job.name, "init"))
+    supplied = {
+        "backbone": build_backbone(job.backbone, input_shape),
+        "num_clusters": job.num_clusters,
+        "num_classes": job.num_classes,
+        "input_shape": input_shape,
+        "inherited": job.inherited is not None,
+    }
+    signature = signature_of(job.method["_target_"])
+    wanted = {k: v for k, v in supplied.items() if k in signature.parameters}
+    own = {
+        k: v
+        for k, v in job.method.items()
+        if k == "_target_" or k not in METHOD_KEYS or k in signature.parameters
+    }
+    method: Method = instantiate(own, **wanted, _convert_="all")
+    if inherit and job.inherited is not None:
+        source = Path(job.inherited)
+        tensors = checkpoints.tensors_of(checkpoints.load(checkpoints.find(source)))
+        where = "ckpt" if job.whole else "pretext"
+        network = method.backbone
+        found = checkpoints.fill(network, tensors, source=str(source), least=job.min_matched, where=where)
+        if job.whole:  # the head too, where it is the same
+            whole = checkpoints.match(method, tensors)
+            if whole.share > 0:
+                method.load_state_dict(whole.state, strict=False)
+                found = whole
+        method.inheritance = found.report(source.name)
+    return method
+
+
+def train(
+    job: Job, folder: Path, data: DataModule, accelerator: str, earlier: list[Row] | None = None
+) -> float:
+    """Train a stage in this process, from the last checkpoint in its folder if there is one.
+
+    Args:
+        job: the stage.
+        folder: where its checkpoint, record and weights go.
+        data: the data, set up.
+        accelerator: ``cuda`` or ``cpu``.
+        earlier: rows of earlier stages, for the top of the record.
+
+    Returns:
+        Seconds of training, interruptions left out.
+    """
+    quiet()
+    rank, world = int(os.environ.get("LOCAL_RANK", 0)), job.trainer["devices"]
+    device = torch.device("cuda", rank) if accelerator == "cuda" else torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    method = build_method(job, data.input_shape)
+    method.place = Place(job.seed, job.name, job.epochs, rank, world)
+    history = History(folder / "metrics.csv", job.name, earlier or [], job.trainer["log_every"])
+    if rank == 0 and hasattr(method, "inheritance"):
+        print(method.inheritance, file=sys.stderr, flush=True)
+    batch_size = job.method.get("batch_size", 256)
+    score_every = min(job.eval_every or max(1, job.epochs // 20), max(1, job.epochs))
+    loaders: dict[str, Any] = {"device": device, "rank": rank, "world_size": world}
+    started = time.monotonic()
+    if job.epochs == 0:
+        method.to(device)
+        method.prepare(data.evaluation_loader(job.role, job.protocol, batch_size=batch_size, device=device))
+        seconds = time.monotonic() - started
+    else:
+        loader = data.training_loader(
+            job.role,
+            job.protocol,
+            batch_size=batch_size,
+            views=method.views,
+            seed=job.seed,
+            stage=job.name,
+            gather=getattr(method, "pairs", "local") == "global",
+            augmentation=method.augmentation(data) if hasattr(method, "augmentation") else None,
+            **loaders,
+        )
+        scored = (
+            getattr(method, "metric", None) is not None
+            or type(method).validation_step is not Method.validation_step
+        )
+        scores = data.evaluation_loader(job.role, job.protocol, batch_size=2 * batch_size, **loaders)
+        data.use(train=loader, val=scores if scored else None)
+        if job.trainer["compile"]:
+            method.backbone.compile()
+        trainer = pl.Trainer(
+            max_epochs=job.epochs,
+            accelerator="gpu" if accelerator == "cuda" else "cpu",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
+            precision=job.trainer["precision"],
+            gradient_clip_val=job.trainer["gradient_clip"],
+            limit_train_batches=FAST_BATCHES if job.fast else None,
+            limit_val_batches=FAST_BATCHES if job.fast else None,
+            check_val_every_n_epoch=score_every,
+            num_sanity_val_steps=0,
+            callbacks=[history, Progress(job.name), LastCheckpoint(folder / "last.ckpt")],
+            plugins=[checkpoints.AtomicCheckpointIO()],
+            logger=current_loggers(rank),
+            enable_checkpointing=True,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            benchmark=accelerator == "cuda",
+        )
+        last = folder / "last.ckpt"
+        trainer.fit(method, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        seconds = history.seconds
+    if rank == 0:
+        method.to("cpu")
+        checkpoints.save(weights_of(job, method, data, seconds), folder / "weights.pt")
+    return seconds
+
+
+def weights_of(job: Job, method: Method, data: DataModule, seconds: float) -> dict[str, Any]:
+    """Return what a finished stage keeps: weights and all that rebuilds the network around them."""
+    return {
+        "format": checkpoints.FORMAT,
+        "job": asdict(job),
+        "state_dict": {k: v.contiguous() for k, v in method.state_dict().items()},
+        "input_shape": list(data.input_shape),
+        "classes": list(data.classes),
+        "seconds": seconds,
+        "epochs": job.epochs,
+    }
+
+
+_LOGGERS: list[Any] = []
+
+
+@contextlib.contextmanager
+def logging_to(loggers: list[Any]) -> Iterator[None]:
+    """Send the scalars of all stages inside to these loggers."""
+    _LOGGERS[:] = loggers
+    try:
+        yield
+    finally:
+        _LOGGERS.clear()
+
+
+def current_loggers(rank: int) -> list[Any] | bool:
+    """Return the loggers of the run; none on the other ranks."""
+    return list(_LOGGERS) if _LOGGERS and rank == 0 else False
+
+
+def run_stage(
+    job: Job, folder: Path, data: DataModule, accelerator: str, key: str, earlier: list[Row]
+) -> Trained:
+    """Train a stage in a folder of its own, in as many processes as it wants."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.trainer["devices"] > 1 and job.epochs > 0:
+        launch(job, folder, accelerator, earlier)
+    else:
+        train(job, folder, data, accelerator, earlier)
+    return finished(job, folder, key, cached=False)
+
+
+def finished(job: Job, folder: Path, key: str, *, cached: bool) -> Trained:
+    """Read a finished stage from its folder."""
+    content = checkpoints.load(folder / "weights.pt")
+    return Trained(
+        name=job.name,
+        weights=folder / "weights.pt",
+        key=key,
+        epochs=int(content["epochs"]),
+        seconds=float(content["seconds"]),
+        cached=cached,
+        rows=[r for r in read_rows(folder / "metrics.csv") if r.get("stage") == job.name],
+    )
+
+
+def cached_stage(
+    job: Job, cache: Path, data: DataModule, accelerator: str, key: str, earlier: list[Row]
+) -> Trained:
+    """Return a stage from the cache, or train it there while other runs wait.
+
+    A stage that was interrupted goes on from its last epoch, whoever asks for it: its folder is
+    named by all that shapes it.
+    """
+    folder = cache / "stages" / key
+    if (folder / "weights.pt").is_file():
+        return finished(job, folder, key, cached=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"{job.name}: another run trains the same stage; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        if (folder / "weights.pt").is_file():
+            return finished(job, folder, key, cached=True)
+        trained = run_stage(job, folder, data, accelerator, key, earlier)
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        return trained
+    finally:
+        lock.release()
+
+
+def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None:
+    """Start one process a device for a stage and wait for all of them.
+
+    Each rank is told everything by a file; none composes the configuration, chooses a folder or
+    takes a lock of its own. They die with this process.
+
+    Raises:
+        UserError: what a rank raised, if the user can mend it.
+    """
+    from scarcely.worker import ERROR_FILE, JOB_FILE
+
+    (folder / JOB_FILE).write_text(
+        json.dumps({"job": asdict(job), "accelerator": accelerator, "earlier": earlier})
+    )
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = job.trainer["devices"]
+    processes = []
+    for rank in range(world):
+        env = os.environ | {
+            "LOCAL_RANK": str(rank),
+            "NODE_RANK": "0",
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "scarcely.worker", str(folder)], env=env, preexec_fn=_die_with_parent
+            )
+        )
+    try:
+        failed = _wait(processes)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+                process.kill()
+    if failed is not None:
+        if (folder / ERROR_FILE).is_file():
+            content = json.loads((folder / ERROR_FILE).read_text())
+            raise UserError(content["what"], where=content["where"], instead=content["instead"])
+        raise RuntimeError(f"rank {failed} of stage {job.name} ended with an error; its traceback is above")
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    while True:
+        codes = [p.poll() for p in processes]
+        for rank, code in enumerate(codes):
+            if code not in (None, 0):
+                return rank
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.1)
+
+
+def _die_with_parent() -> None:
+    # without this, ranks of a killed run would go on writing into its folder (Linux only)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def quiet() -> None:
+    """Silence Lightning's notes about things that this project decides itself."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning.utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*The number of training batches.*",
+        ".*Checkpoint directory.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*`max_epochs` was not set.*",
+        ".*find_unused_parameters.*",
+        ".*No device id is provided.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

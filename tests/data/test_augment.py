@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.errors import ConfigError
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _images(n: int = 8, size: int = 6, channels: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (n, size, size, channels), dtype=torch.uint8, generator=_generator())
+
+
+IMAGES = ImageAugmentation([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], padding=2, flip=True)
+VECTORS = VectorAugmentation(dropout=0.2, noise=0.1)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "inputs"), [(IMAGES, _images()), (VECTORS, torch.rand(8, 12, generator=_generator()))]
+)
+def test_a_slice_of_the_draws_gives_the_slice_of_the_views(augmentation, inputs):
+    params = augmentation.draw(_generator(), 8, 3, inputs.shape[1:])
+    assert all(len(drawn) == 8 for drawn in params.values())
+    whole = augmentation.apply(inputs, params, 3)
+    part = augmentation.apply(inputs[2:5], {k: v[2:5] for k, v in params.items()}, 3)
+    assert len(whole) == len(part) == 3
+    for a, b in zip(whole, part):
+        assert torch.equal(a[2:5], b)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "inputs"), [(IMAGES, _images()), (VECTORS, torch.rand(8, 12, generator=_generator()))]
+)
+def test_inputs_stay_as_they_are_and_views_differ(augmentation, inputs):
+    before = inputs.clone()
+    views = augmentation.apply(inputs, augmentation.draw(_generator(), 8, 3, inputs.shape[1:]), 3)
+    assert torch.equal(inputs, before)
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[1], views[2])
+
+
+def test_image_views_are_normalised_channels_last_floats():
+    views = IMAGES.apply(_images(), IMAGES.draw(_generator(), 8, 2, (6, 6, 3)), 2)
+    for view in (*views, IMAGES.clean(_images())):
+        assert view.shape == (8, 3, 6, 6)
+        assert view.dtype == torch.float32
+        assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_padding_and_flip_every_view_is_the_clean_one():
+    plain = ImageAugmentation([0.5], [0.5])
+    images = _images(channels=1)
+    views = plain.apply(images, plain.draw(_generator(), 8, 2, (6, 6, 1)), 2)
+    assert len(views) == 2
+    for view in views:
+        assert torch.equal(view, plain.clean(images))
+
+
+def test_invert_gives_the_pixels_back():
+    assert torch.equal(IMAGES.invert(IMAGES.clean(_images())), _images())
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    vectors = torch.ones(400, 500)
+    augmentation = VectorAugmentation(dropout=0.2)
+    (view,) = augmentation.apply(vectors, augmentation.draw(_generator(), 400, 1, (500,)), 1)
+    # 200,000 draws: standard deviation of the share 0.0009.
+    assert abs((view == 0).double().mean() - 0.2) < 0.005
+    assert set(view.unique().tolist()) == {0.0, 1.25}
+    assert abs(view.double().mean() - 1) < 0.006
+
+
+def test_noise_has_the_standard_deviation_asked_for():
+    vectors = torch.zeros(400, 500)
+    augmentation = VectorAugmentation(noise=0.3)
+    (view,) = augmentation.apply(vectors, augmentation.draw(_generator(), 400, 1, (500,)), 1)
+    assert abs(view.double().std() - 0.3) < 0.003
+    assert abs(view.double().mean()) < 0.004
+
+
+def test_the_first_of_several_vector_views_is_clean_and_a_single_one_is_not():
+    vectors = torch.rand(16, 40, generator=_generator())
+    several = VECTORS.apply(vectors, VECTORS.draw(_generator(), 16, 3, (40,)), 3)
+    assert torch.equal(several[0], vectors)
+    (single,) = VECTORS.apply(vectors, VECTORS.draw(_generator(), 16, 1, (40,)), 1)
+    assert not torch.equal(single, vectors)
+    noisy = VectorAugmentation(dropout=0.2, first_clean=False)
+    first, _ = noisy.apply(vectors, noisy.draw(_generator(), 16, 2, (40,)), 2)
+    assert not torch.equal(first, vectors)
+
+
+def test_vectors_without_any_change_are_all_clean():
+    plain = VectorAugmentation()
+    vectors = torch.rand(4, 3, generator=_generator())
+    views = plain.apply(vectors, plain.draw(_generator(), 4, 3, (3,)), 3)
+    assert len(views) == 3
+    assert all(torch.equal(view, vectors) for view in views)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ImageAugmentation([0.5], [0.5, 0.5]),
+        lambda: ImageAugmentation([], []),
+        lambda: ImageAugmentation([0.5], [0.0]),
+        lambda: ImageAugmentation([0.5], [0.5], padding=-1),
+        lambda: ImageAugmentation([0.5], [0.5], pad_mode="edge"),  # type: ignore[arg-type]
+        lambda: VectorAugmentation(dropout=1.0),
+        lambda: VectorAugmentation(noise=-0.1),
+        lambda: ImageAugmentation([0.5], [0.5]).check((8, 8, 3)),
+        lambda: ImageAugmentation([0.5], [0.5], padding=8).check((8, 9, 1)),
+        lambda: ImageAugmentation([0.5], [0.5]).check((8,)),
+        lambda: VectorAugmentation().check((8, 8, 1)),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_batch(build):
+    with pytest.raises(ConfigError):
+        build()
+
+
+def test_padding_with_zeros_may_exceed_the_image():
+    augmentation = ImageAugmentation([0.0], [1.0], padding=9, pad_mode="zero")
+    augmentation.check((2, 2, 1))
+    images = _images(4, 2, 1)
+    (view,) = augmentation.apply(images, augmentation.draw(_generator(), 4, 1, (2, 2, 1)), 1)
+    assert view.shape == (4, 1, 2, 2)

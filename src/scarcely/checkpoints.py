@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,22 +42,32 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except Exception as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        # torch wraps a failing write in a RuntimeError of its zip writer
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None and "PytorchStreamWriter" not in str(error) and "write" not in str(error).lower():
+        cause = _failed_write(error)
+        if cause is None:
             raise
-        full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or cause is None
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
         kept = "; the previous one is whole" if path.exists() else ""
         raise CheckpointError(
-            f"could not write {path.name}: {'the disk is full' if full else cause}{kept}",
+            f"could not write {path.name}: {'the disk is full' if full else cause.strerror or cause}{kept}",
             where=str(path.parent),
-            instead="free some space, then the same command with resume=true",
+            instead=f"{'free some space' if full else 'mend that'}, then the same command with resume=true",
         ) from error
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    # torch's zip writer hides the error of a failing write behind a RuntimeError of its own
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left; the caller holds the folder's lock."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def save(content: Any, path: Path) -> None:
@@ -76,7 +87,9 @@ def load(path: str | Path) -> Any:
             f"there is no checkpoint {path}", where="ckpt", instead="a file or the folder of a run"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_pickle(path):
             raise CheckpointError(
@@ -206,7 +219,8 @@ def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     """
     wanted = network.state_dict()
     prefixes = {""} | {name[: i + 1] for name in tensors for i, c in enumerate(name) if c == "."}
-    best = max(sorted(prefixes, key=len), key=lambda p: _fits(wanted, tensors, p))
+    shortest_first = sorted(prefixes, key=lambda p: (len(p), p))  # a set has another order in each process
+    best = max(shortest_first, key=lambda p: _fits(wanted, tensors, p))
     inside = {name[len(best) :]: t for name, t in tensors.items() if name.startswith(best)}
     state = {n: t for n, t in inside.items() if n in wanted and wanted[n].shape == t.shape}
     weights = {n for n, t in wanted.items() if t.dtype.is_floating_point}

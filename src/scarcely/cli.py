@@ -22,32 +22,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(help_text())
         return OK
+    # idle threads that spin make a shared machine several times slower; read when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Hydra reports errors itself and exits 1 unless asked for the full error; what the user
     # wished is kept aside, for this process and for those that it starts
-    wants = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    wish = os.environ.get("HYDRA_FULL_ERROR")
+    wants = wish == "1"
     os.environ[_WANTS_TRACEBACK] = "1" if wants else ""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     before = sys.argv
+    _FAILED.clear()
     try:
         sys.argv = [before[0], *prepare_arguments(arguments)]
         _hydra_main()
-        return OK
-    except UserError as error:
-        return _mendable(str(error), wants)
+        return _report_sweep() if _FAILED else OK
     except KeyboardInterrupt:
         print("\ninterrupted: the same command with resume=true goes on", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as error:  # Hydra's own options
+        return error.code if isinstance(error.code, int) else CRASHED
     except Exception as error:
-        if _of_hydra(error):
-            return _mendable(_hydra_message(error), wants)
+        if _FAILED:
+            return _report_sweep()
+        told = _told(error)
+        if isinstance(told, UserError):
+            return _mendable(str(told), wants)
         traceback.print_exception(error)
         return CRASHED
     finally:
         sys.argv = before
-        os.environ["HYDRA_FULL_ERROR"] = "1" if wants else "0"
+        os.environ.pop(_WANTS_TRACEBACK)
+        if wish is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = wish
 
 
-_FAILED: list[Exception] = []
+_KEPT: list[Exception] = []  # the error of a single run
+_FAILED: list[tuple[str, Exception]] = []  # jobs of a sweep and their errors
 
 
 def _hydra_main() -> None:
@@ -55,10 +67,10 @@ def _hydra_main() -> None:
 
     from scarcely.config.paths import conf_dir
 
-    _FAILED.clear()
+    _KEPT.clear()
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
-    if _FAILED:
-        raise _FAILED[0]
+    if _KEPT:
+        raise _KEPT[0]
 
 
 def task(cfg: Any) -> float | None:
@@ -68,29 +80,42 @@ def task(cfg: Any) -> float | None:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from scarcely.run import run
 
     settings = HydraConfig.get()
-    os.environ["HYDRA_FULL_ERROR"] = os.environ.get(_WANTS_TRACEBACK, "") or "0"
-    overrides = list(map(str, settings.overrides.task))
+    wants = os.environ.get(_WANTS_TRACEBACK, "")
+    os.environ["HYDRA_FULL_ERROR"] = wants or "0"
+    given: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    overrides = [str(o) for o in given]
     sweeping = settings.mode == RunMode.MULTIRUN
     try:
         results = run(cfg, overrides, dict(settings.runtime.choices), ["python", "train.py", *overrides])
         return results["metrics"].get("acc")
     except Exception as error:
         if not sweeping:
-            _FAILED.append(error)
+            _KEPT.append(error)
             return None
-        print(f"\njob {' '.join(overrides)} failed:", file=sys.stderr, flush=True)
-        if _of_hydra(error):
-            error = UserError(_hydra_message(error))
-        if not isinstance(error, UserError):
+        told = _told(error)
+        job = " ".join(overrides)
+        print(f"\njob {job} failed:", file=sys.stderr, flush=True)
+        if wants or not isinstance(told, UserError):
             traceback.print_exc()
-        print(error, file=sys.stderr, flush=True)
-        raise error from None
+        if isinstance(told, UserError):
+            print(f"error: {told}", file=sys.stderr, flush=True)
+        _FAILED.append((job, told))
+        if all("Basic" in plugin._target_ for plugin in (settings.launcher, settings.sweeper)):
+            return None  # Hydra would add a line, and leave out the batches that follow
+        raise told from None  # in another process: the exit code depends on it
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1"
+
+
+def _report_sweep() -> int:
+    """Say which jobs failed, at the end, below all that the others printed; return the exit code."""
+    print("\njobs that failed:", *(f"  {job}" for job, _ in _FAILED), sep="\n", file=sys.stderr)
+    return MENDABLE if all(isinstance(error, UserError) for _, error in _FAILED) else CRASHED
 
 
 def run_command(
@@ -102,7 +127,7 @@ def run_command(
 ) -> int:
     """Run a small ``key=value`` command with the same errors and exit codes as ``train.py``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
+    if (required and not arguments) or any(a in ("-h", "--help") for a in arguments):
         print(usage)
         return OK if arguments else MENDABLE
     wants = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -134,20 +159,45 @@ def _key_values(arguments: Sequence[str], known: set[str]) -> dict[str, str]:
 
 
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
-    """Make arguments fit Hydra's grammar: quote what is no expression, let stages be named freely."""
-    return [_prepare(a) for a in arguments]
+    """Make arguments fit Hydra's grammar: quote what is no expression, let stages be named freely.
+
+    Raises:
+        ConfigError: an argument that is neither an option nor KEY=VALUE, or a group without an option.
+    """
+    sweeping = any(a in ("-m", "--multirun") for a in arguments)
+    prepared = []
+    for before, argument in zip(["", *arguments], arguments):
+        argument = argument.removeprefix("+") if _group(argument.removeprefix("+")) else argument
+        if argument.startswith("-") or (before.startswith("-") and before not in _FLAGS):
+            prepared.append(argument)  # an option of Hydra, or its value
+        else:
+            prepared.append(_prepare(argument, sweeping))
+    return prepared
 
 
-def _prepare(argument: str) -> str:
-    if argument.startswith("-") or "=" not in argument:
+# options of Hydra that no value follows
+_FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve", "--version", "--hydra-help", "--shell-completion"}
+# settings that are paths, whatever they look like: run_dir=3 is a folder
+_PATHS = {"run_dir", "output_dir", "cache_dir", "ckpt", "pretext", "data.root"}
+
+
+def _prepare(argument: str, sweeping: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not key or (not equals and not key.startswith("~")):
+        raise ConfigError(
+            f"{argument!r} is not of the form KEY=VALUE",
+            where="the command",
+            instead="e.g. seed=1; quotes around a value with spaces: 'data.root=my photos'",
+        )
+    if not equals:
         return argument
-    key, value = argument.split("=", 1)
     if key.startswith("stages."):
         key = f"++{key}"  # a stage's settings are those of its method: any may be given
         argument = f"{key}={value}"
+    _refuse_no_option(argument)
     if not value or value[0] in "'\"":
         return argument
-    if _parses(argument) and not (
+    if _parses(argument, is_path=key.lstrip("+") in _PATHS, sweeping=sweeping) and not (
         any(c in value for c in ",: ") and os.path.exists(os.path.expanduser(value))
     ):
         return argument
@@ -158,57 +208,54 @@ def _prepare(argument: str) -> str:
     return quoted if _parses(quoted) else argument
 
 
-def _parses(argument: str) -> bool:
+def _group(argument: str) -> str | None:
+    from scarcely.config.help import GROUPS
+
+    key = argument.partition("=")[0]
+    return key if key in GROUPS else None
+
+
+def _refuse_no_option(argument: str) -> None:
+    from scarcely.config.help import options_of
+
+    group, _, value = argument.partition("=")
+    if _group(argument) and (value in ("", "null") or value[0] in "[{"):
+        leave_out = group in ("experiment", "recipe")
+        raise ConfigError(
+            f"{group}={value} chooses nothing",
+            where=group,
+            instead=f"~{group} leaves it out" if leave_out else f"{group}=" + ", ".join(options_of(group)),
+        )
+
+
+def _parses(argument: str, *, is_path: bool = False, sweeping: bool = False) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(argument)
+        if is_path and not (sweeping and override.is_sweep_override()):
+            return override.value() is None or isinstance(override.value(), str)
     except HydraException:
         return False
     return True
 
 
-def _of_hydra(error: BaseException) -> bool:
-    from hydra.errors import HydraException
+def _told(error: Exception) -> Exception:
+    """Return Hydra's errors in our words, the user's that it has wrapped, and all others as they are."""
+    from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
-    return isinstance(error, HydraException | OmegaConfBaseException)
+    from scarcely.config.explain import explain
 
-
-def _hydra_message(error: BaseException) -> str:
-    """Say in our words what Hydra or OmegaConf found wrong."""
-    from scarcely.config.help import options_of
-
-    text = str(error).strip()
-    cause = error.__cause__
-    if cause is not None and str(cause).strip() and str(cause).strip() not in text:
-        text = f"{text}\n{str(cause).strip()}"
-    import difflib
-    import re
-
-    missing = re.search(r"Could not find '([\w/.-]+)/([^'/]+)'", text)
-    if missing:
-        group, name = missing.groups()
-        options = options_of(group)
-        close = difflib.get_close_matches(name, options, n=3) or options
-        return f"there is no {group}={name}\n  where:   {group}\n  instead: {', '.join(close)}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        key = unknown.group(1)
-        return f"there is no setting {key!r}\n  where:   {key}\n  instead: {_nearest(key)}"
-    lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[:6])
-
-
-def _nearest(key: str) -> str:
-    import difflib
-
-    from scarcely.config.help import known_keys
-
-    keys = known_keys()
-    close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
-    return " or ".join(close) if close else "see python train.py --help"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(error, InstantiationException):
+        return error  # a crash in a constructor
+    return explain(error) if isinstance(error, HydraException | OmegaConfBaseException) else error
 
 
 def _mendable(message: str, wants_traceback: bool) -> int:

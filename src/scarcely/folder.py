@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,10 @@ class RunFolder:
                 following = cls(base.with_name(f"{base.name}.{number}"))
             if not config["resume"]:
                 if folder.used and not folder.finished:
-                    print(f"note: {folder.path} holds an unfinished run; resume=true would go on with it")
+                    print(
+                        f"note: {folder.path} holds an unfinished run; resume=true would go on with it",
+                        file=sys.stderr,
+                    )
                 folder = following
         if folder.used and config["resume"]:
             folder._require_same(config)
@@ -109,16 +113,31 @@ class RunFolder:
     def _require_same(self, config: dict[str, Any]) -> None:
         from omegaconf import OmegaConf
 
-        before = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
-        assert isinstance(before, dict)
-        differing = [
-            key
-            for key in sorted((set(before) | set(config)) - FREE)  # type: ignore[operator]
-            if before.get(key) != config.get(key)
-        ]
+        before: Any = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        then, now = (_flat({k: v for k, v in c.items() if k not in FREE}) for c in (before, config))
+        differing = {k: None for k in (*then, *now) if then.get(k, _NONE) != now.get(k, _NONE)}
         if differing:
+            # the plan repeats what the groups say, but for the settings of earlier stages
+            told = [k for k in differing if not k.startswith(("plan.", "recipe."))] or list(differing)
+            shown = [f"{k} was {then.get(k, _NONE)} and is {now.get(k, _NONE)}" for k in told[:4]]
+            more = f", and {len(told) - 4} more" if len(told) > 4 else ""
             raise ConfigError(
-                f"{self.path} holds a run with other settings: {', '.join(map(str, differing))}",
+                f"{self.path} holds a run with other settings: {'; '.join(shown)}{more}",
                 where="run_dir, resume",
                 instead="the same overrides as that run's, or another run_dir",
             )
+
+
+_NONE = "not there"
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings and lists of mappings by their dotted keys."""
+    if isinstance(values, list) and any(isinstance(v, dict) for v in values):
+        values = {v.get("name", i) if isinstance(v, dict) else i: v for i, v in enumerate(values)}
+    if not isinstance(values, dict) or not values:
+        return {prefix.removesuffix("."): values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat

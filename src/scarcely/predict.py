@@ -110,12 +110,6 @@ def predict(arguments: dict[str, str]) -> None:
 def _read(folder: Path, names: list[str], shape: Sequence[int], on_error: Any) -> Any:
     from scarcely.data.decode import load_images
 
-    samples, _ = load_images(
-        folder,
-        names,
-        [-1] * len(names),
-        size=shape[1],
-        channels=shape[0],
-        on_error=on_error,  # type: ignore[arg-type]
-    )
-    return samples
+    channels: Any = shape[0]
+    labels = [-1] * len(names)
+    return load_images(folder, names, labels, size=shape[1], channels=channels, on_error=on_error)[0]

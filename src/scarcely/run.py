@@ -9,12 +9,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scarcely.config.check import check
-from scarcely.config.compose import finalize, run_name
-from scarcely.errors import ConfigError, DataError, UserError
+from scarcely.config.compose import finalize, run_name, without_recipe
+from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
 
 
 def run(
@@ -48,9 +49,12 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     accelerator = stages.accelerator_of(config["trainer"])
     if config["trainer"]["threads"]:
         torch.set_num_threads(config["trainer"]["threads"])
-    for given in (config["ckpt"], *(s.get("checkpoint") for s in config["plan"])):
+    for key, given in [("ckpt", config["ckpt"]), *(("pretext", s.get("checkpoint")) for s in config["plan"])]:
         if given is not None:  # unreadable, unsafe or empty: known before any data are read
-            checkpoints.tensors_of(checkpoints.load(checkpoints.find(given)))
+            try:
+                checkpoints.tensors_of(checkpoints.load(checkpoints.find(given)))
+            except CheckpointError as error:
+                raise CheckpointError(error.what, where=f"{key}={given}", instead=error.instead) from error
     folder = RunFolder.choose(config, name)
     if folder.finished and config["resume"]:
         print(f"this run is finished: {folder.path}", file=sys.stderr)
@@ -65,6 +69,9 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     jobs = _jobs(config, data, num_clusters)
     for job in jobs:  # does a checkpoint fit, do the networks take these inputs: known before any training
         stages.build_method(job, data.input_shape)
+    if without_recipe(config):
+        names = f"method={config['method']['name']} data={config['data']['name']}"
+        print(f"note: {names} has no recipe: the method's general defaults are used", file=sys.stderr)
 
     with folder.opened(config), stages.logging_to(make_loggers(config, folder.path)) as loggers:
         del loggers
@@ -73,7 +80,7 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
         inherited_key = ""
         try:
             for i, planned in enumerate(jobs):
-                job = stages.replace(planned, inherited=str(trained[-1].weights)) if trained else planned
+                job = replace(planned, inherited=str(trained[-1].weights)) if trained else planned
                 last = i == len(jobs) - 1
                 key = job.key(data.fingerprint(), inherited_key or _content_key(job.inherited), accelerator)
                 if last:
@@ -293,7 +300,7 @@ def close_loggers() -> None:
         if type(logger).__name__ == "WandbLogger":
             import wandb
 
-            wandb.finish(quiet=True)
+            wandb.finish()
     _OPEN.clear()
 
 

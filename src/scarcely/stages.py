@@ -14,20 +14,21 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from scarcely import __version__, checkpoints
 from scarcely.backbones.base import Backbone
-from scarcely.callbacks.history import History, Row, read_rows
+from scarcely.callbacks.history import History, Row, as_scalars, read_rows
 from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
 from scarcely.config.schema import METHOD_KEYS
@@ -38,6 +39,7 @@ from scarcely.methods.base import Method, Place
 from scarcely.seeds import derive_seed
 
 FAST_BATCHES = 2
+GRACE = 3.0  # seconds that the other ranks get to say what went wrong, once one has failed
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Job:
     data: dict[str, Any]
     trainer: dict[str, Any]
     seed: int
-    protocol: str
+    protocol: Literal["all", "split"]
     num_clusters: int
     num_classes: int
     inherited: str | None = None
@@ -85,11 +87,12 @@ class Job:
     def key(self, fingerprint: str, inherited_key: str, accelerator: str) -> str:
         """Return the hash of everything that shapes the trained weights."""
         content = asdict(self)
-        for irrelevant in ("inherited", "min_matched", "name"):
+        for irrelevant in ("inherited", "min_matched"):
             content.pop(irrelevant)
         for where in ("root", "resident", "cache_dir", "workers", "download"):
             content["data"] = {k: v for k, v in content["data"].items() if k != where}
-        content["trainer"] = {k: v for k, v in content["trainer"].items() if k != "log_every"}
+        for how in ("log_every", "accelerator"):  # of the accelerator it matters what was found
+            content["trainer"].pop(how)
         if self.method.get("task") == "pretext":
             content.pop("num_clusters")
             content.pop("num_classes")
@@ -109,9 +112,9 @@ def source_digest() -> str:
     """Return a hash of the code that training depends on: a changed loss must not find an old stage."""
     here = Path(__file__).parent
     digest = hashlib.blake2b(__version__.encode(), digest_size=8)
-    for folder in ("backbones", "data", "functional", "methods"):
-        for path in sorted((here / folder).glob("*.py")):
-            digest.update(path.read_bytes())
+    parts = ("backbones/*.py", "data/*.py", "functional/*.py", "methods/*.py", "stages.py", "seeds.py")
+    for path in (path for part in parts for path in sorted(here.glob(part))):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -216,7 +219,12 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
 
 
 def train(
-    job: Job, folder: Path, data: DataModule, accelerator: str, earlier: list[Row] | None = None
+    job: Job,
+    folder: Path,
+    data: DataModule,
+    accelerator: str,
+    earlier: list[Row] | None = None,
+    rank: int = 0,
 ) -> float:
     """Train a stage in this process, from the last checkpoint in its folder if there is one.
 
@@ -226,18 +234,22 @@ def train(
         data: the data, set up.
         accelerator: ``cuda`` or ``cpu``.
         earlier: rows of earlier stages, for the top of the record.
+        rank: of this process.
 
     Returns:
         Seconds of training, interruptions left out.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is that of the last whole epoch.
     """
     quiet()
-    rank, world = int(os.environ.get("LOCAL_RANK", 0)), job.trainer["devices"]
+    world = job.trainer["devices"]
     device = torch.device("cuda", rank) if accelerator == "cuda" else torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     method = build_method(job, data.input_shape)
     method.place = Place(job.seed, job.name, job.epochs, rank, world)
     history = History(folder / "metrics.csv", job.name, earlier or [], job.trainer["log_every"])
-    if rank == 0 and hasattr(method, "inheritance"):
+    if rank == 0 and method.inheritance:
         print(method.inheritance, file=sys.stderr, flush=True)
     batch_size = job.method.get("batch_size", 256)
     score_every = min(job.eval_every or max(1, job.epochs // 20), max(1, job.epochs))
@@ -256,7 +268,6 @@ def train(
             seed=job.seed,
             stage=job.name,
             gather=getattr(method, "pairs", "local") == "global",
-            augmentation=method.augmentation(data) if hasattr(method, "augmentation") else None,
             **loaders,
         )
         scored = (
@@ -279,7 +290,8 @@ def train(
             check_val_every_n_epoch=score_every,
             num_sanity_val_steps=0,
             callbacks=[history, Progress(job.name), LastCheckpoint(folder / "last.ckpt")],
-            plugins=[checkpoints.AtomicCheckpointIO()],
+            # ours are the processes, also in a job of a cluster whose variables Lightning would follow
+            plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
             logger=current_loggers(rank),
             enable_checkpointing=True,
             enable_progress_bar=False,
@@ -288,7 +300,10 @@ def train(
             benchmark=accelerator == "cuda",
         )
         last = folder / "last.ckpt"
-        trainer.fit(method, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        try:
+            trainer.fit(method, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        except SystemExit as error:  # Lightning's end after Ctrl-C (code 1) or SIGTERM (code 0: as if done)
+            raise KeyboardInterrupt from error
         seconds = history.seconds
     if rank == 0:
         method.to("cpu")
@@ -332,6 +347,7 @@ def run_stage(
 ) -> Trained:
     """Train a stage in a folder of its own, in as many processes as it wants."""
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.remove_parts(folder)
     if job.trainer["devices"] > 1 and job.epochs > 0:
         launch(job, folder, accelerator, earlier)
     else:
@@ -390,62 +406,80 @@ def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None
     Raises:
         UserError: what a rank raised, if the user can mend it.
     """
-    from scarcely.worker import ERROR_FILE, JOB_FILE
+    from scarcely import worker
 
-    (folder / JOB_FILE).write_text(
-        json.dumps({"job": asdict(job), "accelerator": accelerator, "earlier": earlier})
-    )
-    (folder / ERROR_FILE).unlink(missing_ok=True)
+    worker.write_job(folder, job, accelerator, earlier)
+    world = job.trainer["devices"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    world = job.trainer["devices"]
     processes = []
-    for rank in range(world):
-        env = os.environ | {
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "scarcely.worker", str(folder)], env=env, preexec_fn=_die_with_parent
-            )
-        )
     try:
-        failed = _wait(processes)
+        for rank in range(world):
+            env = os.environ | worker.environment(rank, world, port)
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+            command = [sys.executable, "-m", "scarcely.worker", str(folder)]
+            processes.append(subprocess.Popen(command, env=env, preexec_fn=_tied_to_this_process()))
+        failed = _wait(processes, _forwarding(job, folder))
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
+        for process in processes:  # at once: a rank without the others would wait for them
+            process.kill()
+            process.wait()
     if failed is not None:
-        if (folder / ERROR_FILE).is_file():
-            content = json.loads((folder / ERROR_FILE).read_text())
-            raise UserError(content["what"], where=content["where"], instead=content["instead"])
-        raise RuntimeError(f"rank {failed} of stage {job.name} ended with an error; its traceback is above")
+        worker.raise_error(folder, world, job.name)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
+def _wait(processes: list[subprocess.Popen[bytes]], forward: Callable[[], None]) -> int | None:
+    """Return the rank that failed first, or None."""
+    sent = time.monotonic()
     while True:
         codes = [p.poll() for p in processes]
-        for rank, code in enumerate(codes):
-            if code not in (None, 0):
-                return rank
+        failed = next((rank for rank, code in enumerate(codes) if code not in (None, 0)), None)
+        if failed is not None:
+            # what it tripped over may have come from another, which is about to say so
+            until = time.monotonic() + GRACE
+            while time.monotonic() < until and any(p.poll() is None for p in processes):
+                time.sleep(0.05)
+            return failed
+        if time.monotonic() - sent > 2 or all(code == 0 for code in codes):
+            forward()
+            sent = time.monotonic()
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.1)
 
 
-def _die_with_parent() -> None:
-    # without this, ranks of a killed run would go on writing into its folder (Linux only)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _forwarding(job: Job, folder: Path) -> Callable[[], None]:
+    """Return what sends new rows to the loggers: they are open in this process, not in the ranks."""
+    sent = len(read_rows(folder / "metrics.csv"))
+
+    def forward() -> None:
+        nonlocal sent
+        rows = read_rows(folder / "metrics.csv") if _LOGGERS else []
+        for row in rows[sent:]:
+            for logger in _LOGGERS:
+                logger.log_metrics(as_scalars(row), step=row["step"])
+        sent = max(sent, len(rows))
+
+    return forward
+
+
+def _tied_to_this_process() -> Callable[[], None]:
+    """Return what a child does first: it dies with its parent (Linux) and leaves Ctrl-C to it.
+
+    Without that, the ranks of a killed run would go on writing into its folder.
+    """
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # not after the fork: it takes locks
+
+    def tie() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if libc is not None:
+            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:  # it died before that
+                os._exit(1)
+
+    return tie
 
 
 def quiet() -> None:
@@ -461,5 +495,7 @@ def quiet() -> None:
         ".*`max_epochs` was not set.*",
         ".*find_unused_parameters.*",
         ".*No device id is provided.*",
+        ".*in eval mode at the start of training.*",  # frozen_bn=eval
+        ".*across ranks is zero.*",  # no scores during training
     ):
         warnings.filterwarnings("ignore", pattern)

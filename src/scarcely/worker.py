@@ -3,32 +3,92 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scarcely.errors import UserError
+
+if TYPE_CHECKING:
+    from scarcely.stages import Job
 
 JOB_FILE = "job.json"
-ERROR_FILE = "error.json"
+
+
+def error_file(folder: Path, rank: int) -> Path:
+    """Return where a rank writes what ended it: several may fail at once."""
+    return folder / f"error-{rank}.json"
+
+
+def write_job(folder: Path, job: Job, accelerator: str, earlier: list[Any]) -> None:
+    """Write what each rank is to do."""
+    for left in folder.glob("error-*.json"):
+        left.unlink()
+    content = {"job": asdict(job), "accelerator": accelerator, "earlier": earlier}
+    (folder / JOB_FILE).write_text(json.dumps(content))
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """Return the variables by which the ranks find each other."""
+    return {
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def raise_error(folder: Path, world: int, stage: str) -> None:
+    """Raise what ended the ranks: one that the user can mend, if any is.
+
+    Raises:
+        UserError: a rank raised one.
+        RuntimeError: none did; the traceback of each rank is on stderr.
+    """
+    files = [error_file(folder, rank) for rank in range(world)]
+    errors = [json.loads(file.read_text()) for file in files if file.is_file()]
+    for error in errors:
+        if "what" in error:
+            raise UserError(error["what"], where=error["where"], instead=error["instead"])
+    for error in errors:
+        print(error["traceback"], file=sys.stderr)
+    above = "its traceback is above" if errors else "it was killed, or crashed outside of Python"
+    raise RuntimeError(f"a process of stage {stage} ended with an error; {above}")
 
 
 def main(folder: Path) -> int:
     """Train this rank's share of the stage that the folder describes; return the exit code."""
-    from hydra.utils import instantiate
-
-    from scarcely.errors import UserError
-    from scarcely.stages import Job, train
-
-    content = json.loads((folder / JOB_FILE).read_text())
-    job = Job(**content["job"])
+    rank = int(os.environ["LOCAL_RANK"])
     try:
+        from hydra.utils import instantiate
+
+        from scarcely.stages import Job, train
+
+        content = json.loads((folder / JOB_FILE).read_text())
+        job = Job(**content["job"])
         data = instantiate(job.data, _convert_="all")
         data.setup()
-        train(job, folder, data, content["accelerator"], content["earlier"])
+        train(job, folder, data, content["accelerator"], content["earlier"], rank)
     except UserError as error:
-        (folder / ERROR_FILE).write_text(
-            json.dumps({"what": error.what, "where": error.where, "instead": error.instead})
-        )
+        _report(folder, rank, {"what": error.what, "where": error.where, "instead": error.instead})
         return 2
+    except KeyboardInterrupt:  # SIGTERM
+        return 130
+    except Exception:
+        # kept for the launcher to show: the rank that stumbles over another's end is no news
+        _report(folder, rank, {"traceback": f"rank {rank}:\n{traceback.format_exc()}"})
+        return 1
     return 0
+
+
+def _report(folder: Path, rank: int, content: dict[str, Any]) -> None:
+    beside = folder / f".error-{rank}.part"
+    beside.write_text(json.dumps(content))
+    beside.replace(error_file(folder, rank))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,9 @@ RUNS = {
         history=[*history(), {"stage": "clustering", "epoch": 6, "loss": float("nan"), "acc": np.inf}],
     ),
     "one epoch": lambda path: random_run(path, 60, 3, 3, history=history(1)[2:]),
-    "odd names": lambda path: random_run(path, 60, 3, 3, classes=("$\\frac$", "_hidden", "\udcff\n漢")),
+    "odd names": lambda path: random_run(
+        path, 60, 3, 3, classes=("$\\frac$ and much more of it", "_hidden", "\udcff\n漢")
+    ),
     "test split": lambda path: random_run(path, 60, 3, 3, test={"counts": np.eye(3, dtype=int) * 7}),
     "empty test split": lambda path: random_run(path, 60, 3, 3, test={"counts": np.zeros((3, 3), int)}),
 }
@@ -107,6 +110,10 @@ def test_no_run_is_too_odd_for_its_figures(name, tmp_path, caplog):
     assert not caplog.records, "a figure was replaced by a note"
     for figure in made.values():
         assert pixels(figure).std() > 1, "an empty sheet"
+        box, dpi = figure.get_tightbbox(figure.canvas.get_renderer()), figure.dpi
+        assert min(box.x0, box.y0) * dpi > -2, "cut off on the left or below"
+        assert box.x1 * dpi < figure.bbox.x1 + 2, "cut off on the right"
+        assert box.y1 * dpi < figure.bbox.y1 + 2, "cut off above"
 
 
 def test_a_full_run_shows_every_figure_in_order_of_interest(tmp_path):
@@ -114,6 +121,19 @@ def test_a_full_run_shows_every_figure_in_order_of_interest(tmp_path):
     assert list(build_figures(run)) == [
         *("confusion", "confident", "test-confusion", "sizes", "montage", "embedding", "pairs", "curves")
     ]
+
+
+def test_no_title_lies_over_its_figure_or_leaves_the_sheet(tmp_path):
+    made = build_figures(digits_run(tmp_path)) | {
+        "page": figures.montage(np.zeros((9, 40, 40)), np.arange(9))[0]
+    }
+    for name, figure in made.items():
+        figures.to_png(figure)
+        box = figure._suptitle.get_window_extent()
+        assert box.y1 <= figure.bbox.y1, name
+        assert box.x0 >= 0, name
+        for axes in figure.axes:
+            assert axes.get_tightbbox().y1 <= box.y0 + 1, name
 
 
 def test_a_pretext_shows_its_curves_alone(tmp_path):
@@ -355,5 +375,7 @@ from tests.reports.runs import digits_run
 scarcely.reports.write_report(digits_run(Path(sys.argv[1]), 30))
 assert not {"matplotlib.pyplot", "torch"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr

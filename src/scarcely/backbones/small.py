@@ -54,7 +54,7 @@ class SmallCNN(Backbone):
         self,
         in_channels: PositiveInt = 1,
         image_size: PositiveInt = 16,
-        width: PositiveInt = 32,
+        width: PositiveInt = 16,
         num_features: PositiveInt = 256,
     ) -> None:
         super().__init__()
@@ -70,7 +70,6 @@ class SmallCNN(Backbone):
             nn.ReLU(inplace=True),
         )
         self.num_features = num_features
-        he_initialise(self)
 
 
 class MLP(Backbone):

@@ -45,6 +45,11 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
+def as_scalars(row: Row) -> dict[str, float]:
+    """Return the numbers of a row as the loggers get them: ``STAGE/NAME``."""
+    return {f"{row['stage']}/{k}": v for k, v in row.items() if k not in ("stage", "step")}
+
+
 class History(pl.Callback):
     """Write a row an epoch; check every n steps and every epoch that the loss is finite.
 
@@ -73,7 +78,7 @@ class History(pl.Callback):
         """Look at the loss now and then: each look waits for the device."""
         if (batch_idx + 1) % self.log_every == 0:
             recent = pl_module.recent(self.log_every)
-            self._send(trainer, {f"{k}/step": v for k, v in recent.items()})
+            self._send(trainer, {f"{self.stage}/{k}/step": v for k, v in recent.items()})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the row of this epoch."""
@@ -96,11 +101,11 @@ class History(pl.Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             write_rows(self.path, [*self.earlier, *self.rows])
-        self._send(trainer, {k: v for k, v in row.items() if k not in ("stage", "step")})
+        self._send(trainer, as_scalars(row))
 
     def _send(self, trainer: pl.Trainer, scalars: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics({f"{self.stage}/{k}": v for k, v in scalars.items()}, step=trainer.global_step)
+            logger.log_metrics(scalars, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows and the time so far: an interrupted stage keeps both."""

@@ -68,7 +68,8 @@ class Progress(pl.Callback):
         """Show the numbers of the epoch."""
         if not trainer.is_global_zero:
             return
-        history = next((c for c in trainer.callbacks if type(c).__name__ == "History"), None)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        history = next((c for c in callbacks if type(c).__name__ == "History"), None)
         row = history.rows[-1] if history is not None and history.rows else {}
         shown = [f"{key} {row[key]:.3f}" for key in ("loss", "rotation/accuracy", "accuracy") if key in row]
         if "acc" in row:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scarcely.config import schema
-from scarcely.config.signature import describe, mismatch, signature_of
+from scarcely.config.paths import conf_dir
+from scarcely.config.signature import Component, constant_of, describe, mismatch, signature_of
 from scarcely.errors import ConfigError
 
 # arguments that the run supplies: sizes known only once the data are read
@@ -25,6 +26,18 @@ SUPPLIED = {
     "input_shape",
     "inherited",
 }
+# settings that shape the last stage and have a short form: one mistake is told once
+SHORT = ("epochs", "batch_size")
+
+
+# what a setting takes, where the type says too little
+WORDS = {
+    "pretext": "the name of a pretext (rotnet, denoising), none, or the path of a checkpoint",
+    "ckpt": "the path of a checkpoint or of a run's folder, or null",
+    "run_dir": "a folder, or null",
+    "output_dir": "a folder",
+    "cache_dir": "a folder",
+}
 
 
 def check(config: dict[str, Any]) -> None:
@@ -33,7 +46,9 @@ def check(config: dict[str, Any]) -> None:
     Args:
         config: the composed configuration as plain containers, interpolations resolved.
     """
-    problems = [*_root(config), *_components(config)]
+    problems = list(_root(config))
+    told = {f"method.{p.where}" for p in problems}
+    problems += [p for p in _components(config) if p.where not in told]
     if not problems:  # combinations are only worth a look once each value is sound
         problems = list(_combinations(config))
     if problems:
@@ -60,19 +75,41 @@ def _values(
     prefix = f"{where}." if where else ""
     for key, value in given.items():
         if key not in hints:
+            known = [prefix + name for name in hints if not name.startswith("_")]
             yield ConfigError(
-                f"there is no setting {prefix + key!r}", where=prefix + key, instead=suggest(key, hints)
+                f"there is no setting {prefix + key!r}",
+                where=prefix + key,
+                instead=suggest(prefix + key, known),
             )
         elif mismatch(value, hints[key]):
             yield ConfigError(
-                f"{prefix + key} = {value!r} is not possible",
+                f"{prefix + key} = {_shown(value)} is not possible",
                 where=prefix + key,
-                instead=describe(hints[key]),
+                instead=_wanted(prefix + key, hints[key]),
             )
     for key in sorted(required - set(given)):
         yield ConfigError(
-            f"{prefix + key} is missing", where=where or "the configuration", instead=describe(hints[key])
+            f"{prefix + key} is missing",
+            where=where or "the configuration",
+            instead=_wanted(prefix + key, hints[key]),
         )
+
+
+def _shown(value: Any) -> str:
+    plain = {None: "null", True: "true", False: "false"}
+    return plain[value] if value is None or isinstance(value, bool) else repr(value)
+
+
+def _wanted(key: str, hint: Any) -> str:
+    """Say what a setting takes; of a group, its options; of an object, how its settings are written."""
+    folder = conf_dir() / key.replace(".", "/")
+    if folder.is_dir():
+        return f"{key.replace('.', '/')}=" + ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    if key == "data.root" and hint is None:
+        return "no root: these data come without files; data=imagefolder takes a folder of images"
+    if hint is Component:
+        return f"its settings one by one: {key}.NAME=VALUE"
+    return WORDS.get(key, describe(hint))
 
 
 def _root(config: dict[str, Any]) -> Iterator[ConfigError]:
@@ -106,17 +143,28 @@ def component(where: str, given: dict[str, Any], *, is_method: bool = False) -> 
     try:
         signature = signature_of(target)
     except LookupError as error:
-        yield ConfigError(str(error), where=f"{where}._target_", instead="an importable class or function")
+        yield ConfigError(str(error), where=f"{where}._target_", instead="a class or function to import")
         return
     hints = {name: p.annotation for name, p in signature.parameters.items()}
     required = {name for name, p in signature.parameters.items() if p.required} - SUPPLIED
     arguments = {k: v for k, v in given.items() if not (k.startswith("_") and k.endswith("_"))}
     if is_method:
+        for key in sorted(SUPPLIED & set(arguments)):
+            root = key in schema.hints(schema.Root)
+            yield ConfigError(
+                f"{where}.{key} is not a setting: the run knows it",
+                where=f"{where}.{key}",
+                instead=f"{key}=…" if root else f"leave {where}.{key} out",
+            )
+        hints = {k: v for k, v in hints.items() if k not in SUPPLIED}
+        arguments = {k: v for k, v in arguments.items() if k not in SUPPLIED}
         structural = {k: v for k, v in arguments.items() if k in schema.METHOD_KEYS}
         yield from _values(where, structural, schema.METHOD_KEYS, set())
         arguments = {k: v for k, v in arguments.items() if k not in structural}
         required -= set(structural)
-    if given.get("_partial_"):
+        hints = {**schema.METHOD_KEYS, **hints}  # all of them are worth suggesting
+    if given.get("_partial_"):  # what is missing comes later: tensors, which no YAML holds
+        hints = {k: v for k, v in hints.items() if k not in required or v is not Any}
         required = set()
     nested = {k: v for k, v in arguments.items() if isinstance(v, dict) and "_target_" in v}
     if signature.open:
@@ -135,7 +183,7 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             continue
         where = "method" if stage is config["plan"][-1] else f"stages.{stage['name']}"
         yield from _stage(where, stage["method"], config)
-    if kind == "vectors" and not backbone["_target_"].endswith("MLP"):
+    if kind == "vectors" and constant_of(backbone["_target_"], "image_input"):
         yield ConfigError(
             f"data={data['name']} holds vectors, and this backbone takes images",
             where="backbone",
@@ -145,13 +193,14 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError(
             f"method={method['name']} has no pretext stage", where="pretext", instead="pretext=none"
         )
-    unknown = set(config["stages"]) - {s["name"] for s in config.get("plan", [])} - {"pretext"}
-    for name in sorted(unknown):
+    if config["num_clusters"] is not None and method.get("task") != "clustering":
         yield ConfigError(
-            f"method={method['name']} has no stage {name!r}",
-            where=f"stages.{name}",
-            instead=suggest(name, [s["name"] for s in config.get("plan", [])]),
+            f"method={method['name']} has no clusters, and num_clusters={config['num_clusters']} is given",
+            where="num_clusters",
+            instead="leave num_clusters out, or method=lsdc",
         )
+    for name, values in config["stages"].items():
+        yield from _stage_settings(name, values, config)
     trainer = config["trainer"]
     if trainer["precision"] == "16-mixed" and trainer["accelerator"] == "cpu":
         yield ConfigError(
@@ -160,10 +209,53 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
     yield from _paths(config)
 
 
+def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[ConfigError]:
+    """Settings of an earlier stage must be a mapping, and the stage must be there."""
+    *earlier, last = config["plan"]
+    method = config["method"]
+    where = f"stages.{name}"
+    given = {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+    first = next(iter(given), "epochs") if isinstance(given, dict) else "epochs"
+    if not isinstance(values, dict):
+        yield ConfigError(
+            f"{where} = {_shown(values)} is not possible",
+            where=where,
+            instead=f"{where}.epochs=50 and the like",
+        )
+    elif name == last["name"] and given:
+        yield ConfigError(
+            f"{name} is the last stage of method={method['name']}, whose settings are those of the method",
+            where=f"{where}.{first}",
+            instead=f"{first if first in SHORT else f'method.{first}'}={given[first]}",
+        )
+    elif name not in (method.get("before") or []) and (given or name != "pretext"):
+        names = [s["name"] for s in earlier] or method.get("before") or []
+        yield ConfigError(
+            f"method={method['name']} has no earlier stage {name!r}",
+            where=where,
+            instead=suggest(name, names),
+        )
+    elif given and not any(s["name"] == name and s["method"] is not None for s in earlier):
+        why = f"{name}={config.get(name)}" if config["ckpt"] is None else f"ckpt={config['ckpt']}"
+        yield ConfigError(
+            f"{where}.{first} = {_shown(given[first])} has no effect: with {why} no such stage is trained",
+            where=f"{where}.{first}",
+            instead="leave it out, or name a stage to train, e.g. pretext=rotnet without a ckpt",
+        )
+
+
 def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterator[ConfigError]:
     data, needs = config["data"], method.get("needs") or []
     batch = method.get("batch_size")
     devices = config["trainer"]["devices"]
+    first = config["ckpt"] is None and method is config["plan"][0]["method"]
+    if method.get("freeze") and first:
+        yield ConfigError(
+            f"{where}.freeze = {_shown(method['freeze'])} would keep random weights: "
+            "there is neither a pretext nor a checkpoint",
+            where=f"{where}.freeze",
+            instead="0, or a pretext or ckpt that gives weights to keep",
+        )
     if "images" in needs and data["kind"] != "images":
         yield ConfigError(
             f"{method['name']} works on images, and data={data['name']} holds vectors",
@@ -209,10 +301,10 @@ def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterat
 
 
 def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
-    for key in ("ckpt", "pretext"):
-        value = config[key]
-        looks_like_path = key == "ckpt" or (value is not None and is_path(value))
-        if value is not None and looks_like_path and not Path(value).expanduser().exists():
+    given = [("ckpt", config["ckpt"])]
+    given += [("pretext", s["checkpoint"]) for s in config["plan"] if s["method"] is None]
+    for key, value in given:
+        if value is not None and not Path(value).expanduser().exists():
             yield ConfigError(
                 f"{key}={value}: there is no such file or run folder",
                 where=key,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +15,13 @@ from scarcely.config.paths import conf_dir
 from scarcely.errors import ConfigError
 
 # overrides that do not change what is trained: they do not name another run folder
-SILENT = ("resume", "run_dir", "output_dir", "cache_dir", "hydra.", "hydra/", "logger")
+SILENT = ("resume", "run_dir", "output_dir", "cache_dir", "embedding_size", "logger", "hydra")
+
+# what a sample can be
+KINDS = ("images", "vectors")
+
+# settings of the last stage that have a short form at the root
+SHORT = ("epochs", "batch_size")
 
 
 def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,22 +36,148 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         choices: the option chosen in each group.
 
     Raises:
-        ConfigError: an interpolation that leads nowhere, a pretext that does not exist.
+        ConfigError: overrides that would be ignored, an interpolation that leads nowhere, a
+            pretext that does not exist.
     """
-    labeler = OmegaConf.select(cfg, "recipe.labeler")
-    chosen = any(o.split("=", 1)[0].lstrip("+") == "method/labeler" for o in overrides)
-    if labeler and "method/labeler" in choices and not chosen and not choices.get("experiment"):
-        cfg = _compose([*overrides, f"method/labeler={labeler}"])
+    kind = OmegaConf.select(cfg, "data.kind", default="images")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"data.kind = {kind!r} is not possible", where="data.kind", instead=" or ".join(KINDS)
+        )
+    given = _given(overrides)
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    _refuse_ignored(cfg, given, choices)
+    labeler = OmegaConf.select(cfg, "recipe.labeler")
+    if labeler and "method/labeler" in choices and not _names_labeler(given, choices):
+        cfg = _with_labeler(labeler, overrides, choices)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     method = config["method"]
-    for key in ("epochs", "batch_size"):
+    if not isinstance(method, dict):
+        raise ConfigError(f"method = {method!r} is no method", where="method", instead="method=lsdc")
+    trained = method.get("epochs") != 0
+    for key in SHORT:
         if config.get(key) is not None:
             method[key] = config[key]
+    if not trained and config.get("epochs"):
+        raise ConfigError(
+            f"method={method.get('name')} has no epochs: nothing in it is trained by gradient",
+            where="epochs",
+            instead="leave epochs out",
+        )
+    _shorten(config, method)
+    config["plan"] = _plan(config, choices)
+    for i, stage in enumerate(config["plan"]):
+        if stage["method"] is not None and stage["method"].get("freeze") == "auto":
+            stage["method"]["freeze"] = _freeze(stage["method"], config) if i or config["ckpt"] else 0
+    return config
+
+
+def _shorten(config: Mapping[str, Any], method: dict[str, Any]) -> None:
     if config.get("fast") is True and isinstance(method.get("epochs"), int):
         method["epochs"] = min(1, method["epochs"])
-    config["plan"] = _plan(config, choices)
-    return config
+
+
+def _freeze(method: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """Return the blocks to keep of weights that were handed over: what is random is not worth keeping."""
+    return (method.get("by_kind") or {}).get(config["data"].get("kind"), {}).get("freeze", 0)
+
+
+# -- overrides that would have no effect ---------------------------------------------------------
+
+
+def _given(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the overrides by key, without ``+``; of a key given twice the last counts, as for Hydra."""
+    pairs = (str(o).lstrip("+").partition("=") for o in overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def _refuse_ignored(cfg: DictConfig, given: Mapping[str, str], choices: Mapping[str, Any]) -> None:
+    for key in SHORT:
+        if key in given and f"method.{key}" in given:
+            raise ConfigError(
+                f"{key} and method.{key} are the same setting, and both are given",
+                where=f"{key}, method.{key}",
+                instead=f"one of them, e.g. {key}={given[key]}",
+            )
+    if "ckpt" in given and given["ckpt"] != "null" and given.get("pretext", "none") != "none":
+        raise ConfigError(
+            f"pretext={given['pretext']} has no effect with ckpt={given['ckpt']}: "
+            "ckpt starts the last stage, and skips those before it",
+            where="pretext, ckpt",
+            instead="one of the two",
+        )
+    if "recipe" in given and choices.get("recipe") not in options("recipe"):
+        raise ConfigError(
+            f"there is no recipe={given['recipe']}",
+            where="recipe",
+            instead=suggest(given["recipe"], options("recipe")) + ", or ~recipe for none",
+        )
+    for key in _unread(cfg, choices):
+        raise ConfigError(
+            f"recipe.{key} has no effect: nothing in method={choices.get('method')} reads it",
+            where=f"recipe.{key}",
+            instead="a value that conf/method reads from the recipe",
+        )
+
+
+def _unread(cfg: DictConfig, choices: Mapping[str, Any]) -> list[str]:
+    """Return the values of the recipe that neither the method nor any of its labelers takes."""
+    recipe = OmegaConf.select(cfg, "recipe")
+    if not isinstance(recipe, DictConfig):
+        return []
+    left = set(_leaves(recipe)) - {"labeler", "pretext"} - _read(cfg)
+    for labeler in {key.partition(".")[0] for key in left} & set(options("method/labeler")):
+        left -= _read(load(f"method/labeler/{labeler}").config)
+    if left:  # read by a setting that an override or an experiment has replaced?
+        groups = ("method", "method/labeler", "data", "backbone", "trainer", "logger")
+        left -= _read(compose_with([f"{g}={choices[g]}" for g in groups if choices.get(g)]))
+    return sorted(left)
+
+
+def _read(config: DictConfig) -> set[str]:
+    return set(re.findall(r"\$\{oc\.select:recipe\.([\w.]+)", OmegaConf.to_yaml(config)))
+
+
+def _leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and node:
+            yield from _leaves(node, f"{prefix}{key!s}.")
+        else:
+            yield f"{prefix}{key!s}"
+
+
+# -- the labeler of a recipe ---------------------------------------------------------------------
+
+
+def _names_labeler(given: Mapping[str, str], choices: Mapping[str, Any]) -> bool:
+    if "method/labeler" in given:
+        return True
+    experiment = choices.get("experiment")
+    if not experiment:
+        return False
+    defaults = load(f"experiment/{experiment}").defaults_list or []
+    return any((getattr(d, "group", None) or "").lstrip("/") == "method/labeler" for d in defaults)
+
+
+def _with_labeler(labeler: str, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
+    from hydra.errors import HydraException
+
+    try:
+        return compose_with([*overrides, f"method/labeler={labeler}"])
+    except HydraException as error:
+        wrong = [key for key in _given(overrides) if key.startswith("method.labeler.")]
+        if not wrong:
+            raise
+        raise ConfigError(
+            f"the recipe of method={choices['method']} data={choices['data']} labels pairs by {labeler}, "
+            f"which has no {' or '.join(k.rpartition('.')[2] for k in wrong)}",
+            where=", ".join(wrong),
+            instead=f"name the labeler too: method/labeler={choices['method/labeler']}",
+        ) from error
+
+
+# -- stages --------------------------------------------------------------------------------------
 
 
 def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,7 +188,7 @@ def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, 
             source = config.get(name, name)
             if source == "none" or not isinstance(source, str):
                 continue
-            if name == "pretext" and is_path(source):
+            if name == "pretext" and not _is_pretext(source) and is_path(source):
                 plan.append({"name": name, "method": None, "checkpoint": source})
             else:
                 plan.append({"name": name, "method": _earlier(name, source, config, choices)})
@@ -64,51 +197,58 @@ def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, 
 
 
 def _earlier(name: str, source: str, config: dict[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
-    known = (
-        pretext_methods() if name == "pretext" else {p.stem for p in (conf_dir() / "method").glob("*.yaml")}
-    )
-    if source not in known:
+    if not (_is_pretext(source) if name == "pretext" else source in options("method")):
+        known = {m for m in options("method") if name != "pretext" or _is_pretext(m)}
         raise ConfigError(
             f"there is no {name} named {source!r}",
             where=name,
             instead=suggest(source, known | {"none"}) + ", or the path of a checkpoint",
         )
-    cfg = _compose([f"method={source}", f"data={choices['data']}", f"backbone={choices['backbone']}"])
+    cfg = compose_with([f"method={source}", f"data={choices['data']}", f"backbone={choices['backbone']}"])
     method: dict[str, Any] = OmegaConf.to_container(cfg.method, resolve=True)  # type: ignore[assignment]
-    given = config["stages"].get(name) or {}
-    if not isinstance(given, dict):
-        raise ConfigError(f"stages.{name} = {given!r} is not a mapping", where=f"stages.{name}")
-    _merge(method, given)
-    if config.get("fast") is True and isinstance(method.get("epochs"), int):
-        method["epochs"] = min(1, method["epochs"])
+    given = config["stages"].get(name) if isinstance(config["stages"], dict) else None
+    if isinstance(given, dict):  # anything else is told by the check
+        _merge(method, {k: v for k, v in given.items() if v is not None or k not in SHORT})
+    _shorten(config, method)
     return method
 
 
-def pretext_methods() -> set[str]:
-    """Return the methods whose task is a pretext, read from their YAML."""
-    return {
-        path.stem
-        for path in (conf_dir() / "method").glob("*.yaml")
-        if "\ntask: pretext" in path.read_text("utf-8")
-    }
+def _is_pretext(name: str) -> bool:
+    return name in options("method") and load(f"method/{name}").config.get("task") == "pretext"
 
 
 def _merge(into: dict[str, Any], given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)
-        elif value is not None:
+        else:
             into[key] = copy.deepcopy(value)
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    from hydra import compose, initialize_config_dir
+# -- Hydra ---------------------------------------------------------------------------------------
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a group, in every folder that Hydra searches (``--config-dir``)."""
+    return _repository().get_group_options(group)
+
+
+def load(path: str) -> Any:
+    """Return one file of the configuration as Hydra loads it: ``config`` and ``defaults_list``."""
+    return _repository().load_config(path)
+
+
+def _repository() -> Any:
     from hydra.core.global_hydra import GlobalHydra
 
-    if GlobalHydra.instance().is_initialized():
-        return compose("config", overrides=[str(o) for o in overrides])
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", overrides=[str(o) for o in overrides])
+    return GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+
+
+def compose_with(overrides: Sequence[str]) -> DictConfig:
+    """Compose again where Hydra runs already, with its search path."""
+    from hydra import compose
+
+    return compose("config", overrides=[str(o) for o in overrides])
 
 
 def compose_run(overrides: Sequence[str]) -> dict[str, Any]:
@@ -123,10 +263,14 @@ def compose_run(overrides: Sequence[str]) -> dict[str, Any]:
         return finalize(cfg, overrides, choices)
 
 
+def without_recipe(config: Mapping[str, Any]) -> bool:
+    """Whether the last stage has nothing but its method's general defaults; a pretext has no recipes."""
+    method = config["method"]
+    return not config.get("recipe") and method["task"] != "pretext" and bool(method.get("epochs"))
+
+
 def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """Name a run by what shapes it: ``lsdc-digits/1a2b3c4d-seed0``; no clock, the same in every process."""
-    shaping = sorted(
-        str(o).lstrip("+") for o in overrides if not str(o).lstrip("+").startswith((*SILENT, "seed="))
-    )
+    shaping = sorted(f"{k}={v}" for k, v in _given(overrides).items() if not k.startswith((*SILENT, "seed")))
     digest = hashlib.blake2b("\n".join(shaping).encode(), digest_size=4).hexdigest()
     return f"{config['method']['name']}-{config['data']['name']}/{digest}-seed{config['seed']}"

@@ -57,13 +57,14 @@ def settings() -> list[tuple[str, str, str]]:
     return found  # type: ignore[return-value]
 
 
-def known_keys() -> list[str]:
-    """Return the keys that can be overridden, with those inside the groups."""
-    keys = {key for key, _, _ in settings()} | set(GROUPS)
+def known_keys() -> dict[str, set[str]]:
+    """Return the keys that can be overridden, with the options that have them; none of those at the root."""
+    keys: dict[str, set[str]] = {key: set() for key, _, _ in settings()}
     for group in ("method", "method/labeler", "data", "backbone", "trainer", "logger"):
-        for path in (conf_dir() / group).glob("*.yaml"):
-            keys |= _keys(path, group.replace("/", "."))
-    return sorted(keys)
+        for path in sorted((conf_dir() / group).glob("*.yaml")):
+            for key in _keys(path, group.replace("/", ".")):
+                keys.setdefault(key, set()).add(f"{group}={path.stem}")
+    return keys
 
 
 def _keys(path: Path, prefix: str) -> set[str]:
@@ -75,7 +76,8 @@ def _keys(path: Path, prefix: str) -> set[str]:
             while parents[-1][0] >= indent:
                 parents.pop()
             key = f"{parents[-1][1]}.{match.group(2)}"
-            keys.add(key)
+            if match.group(2) != "defaults":
+                keys.add(key)
             parents.append((indent, key))
     return keys
 

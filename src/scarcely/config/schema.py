@@ -68,7 +68,7 @@ METHOD_KEYS: dict[str, Any] = {
     "before": list[str],
     "task": Literal["clustering", "classification", "pretext"],
     "needs": list[Literal["images", "labels", "vectors"]],
-    "default_pretext": str,
+    "by_kind": dict[Literal["images", "vectors"], dict],
     "role": Literal["train", "pretext"],
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,

@@ -8,9 +8,12 @@ only what cannot be read so (compiled or re-exported third-party classes) is imp
 from __future__ import annotations
 
 import ast
+import collections.abc
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -21,11 +24,33 @@ from typing import Any
 from scarcely import spec
 
 _ANY = Any
+_DEFINITION = ast.ClassDef | ast.FunctionDef
+_SEQUENCES = (list, tuple, collections.abc.Sequence)
+_MAPPINGS = (dict, collections.abc.Mapping)
+
+
+class Component:
+    """Annotation of an argument that is an object: in YAML a mapping with a ``_target_``."""
+
+    def __class_getitem__(cls, item: Any) -> type[Component]:
+        return cls  # Callable[[Tensor], Tensor] is a component too
+
+
 _NAMES: dict[str, Any] = {
     **{name: getattr(spec, name) for name in spec.__all__},
     **{name: getattr(typing, name) for name in ("Any", "Optional", "Union", "Sequence", "Mapping")},
     **{t.__name__: t for t in (int, float, str, bool, list, dict, tuple)},
     "None": None,
+    "Callable": Component,
+}
+# classes with such a base are written as plain values in YAML, all others are components
+_PLAIN_BASES = {
+    "Enum",
+    "IntEnum",
+    "StrEnum",
+    "TypedDict",
+    "NamedTuple",
+    *(t.__name__ for t in (str, int, float)),
 }
 
 
@@ -56,13 +81,20 @@ def signature_of(target: str) -> Signature:
     if not module:
         raise LookupError(f"{target!r} is not of the form package.module.Name")
     path = _source(module)
-    if path is not None:
-        found = _from_source(path, name)
-        if found is not None:
-            return found
-    return _from_import(module, name)
+    found = _from_source(path, name) if path is not None else None
+    return found or _from_import(module, name)
 
 
+def constant_of(target: str, name: str) -> Any:
+    """Return the literal that a class, or the first of its bases to do so, assigns to ``name``; else None."""
+    module, _, class_name = target.rpartition(".")
+    with contextlib.suppress(LookupError):
+        path = _source(module)
+        return _constant(path, class_name, name) if path is not None else None
+    return None
+
+
+@cache
 def _source(module: str) -> Path | None:
     # find_spec imports the parents, whose __init__ files are empty here
     try:
@@ -78,94 +110,181 @@ def _source(module: str) -> Path | None:
 
 @cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise LookupError(f"{path} cannot be read: {error.msg} in line {error.lineno}") from error
+
+
+def _definition(path: Path, name: str) -> _DEFINITION | None:
+    return next((n for n in _tree(path).body if isinstance(n, _DEFINITION) and n.name == name), None)
 
 
 def _from_source(path: Path, name: str) -> Signature | None:
-    tree = _tree(path)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _arguments(node, skip_first=False)
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return _arguments(item, skip_first=True)
-            if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-                return _fields(node)
-            for base in node.bases:  # the first base that declares a constructor
-                found = _base(path, tree, ast.unparse(base))
-                if found is not None:
-                    return found
-            return None
-    imported = _imports(tree).get(name)
-    if imported is not None:
-        return signature_of(imported)
-    if _importable_name(path, name):
+    """Return what can be read in the file; None if only an import can tell."""
+    node = _definition(path, name)
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(path, node, skip_first=False)
+    if isinstance(node, ast.ClassDef):
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _arguments(path, item, skip_first=True)
+        if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            return _fields(path, node)
+        if not node.bases:
+            return Signature({}, open=False)
+        for base in node.bases:  # the first base that declares a constructor
+            found = _follow(path, ast.unparse(base), _from_source)
+            if found is not None:
+                return found
         return None
-    raise LookupError(f"there is no {name!r} in {path.name}")
-
-
-def _importable_name(path: Path, name: str) -> bool:
-    # names that are assigned (Alias = Class) or re-exported with a star need the import
-    return any(
-        (isinstance(n, ast.Assign | ast.AnnAssign | ast.ImportFrom) and name in ast.unparse(n))
-        or "*" in ast.unparse(n)
-        for n in _tree(path).body
-        if isinstance(n, ast.Assign | ast.AnnAssign | ast.ImportFrom)
-    )
-
-
-def _base(path: Path, tree: ast.Module, name: str) -> Signature | None:
-    if any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body):
-        return _from_source(path, name)
-    imported = _imports(tree).get(name)
-    if imported is None or not imported.startswith("scarcely"):
+    if name in _imports(path):
+        return signature_of(_imports(path)[name])
+    if _bound(path, name):  # by an assignment, a relative import, inside of a try
         return None
-    return signature_of(imported)
+    names = [n.name for n in _tree(path).body if isinstance(n, _DEFINITION) and not n.name.startswith("_")]
+    raise LookupError(f"there is no {name!r} in {path.name}, which has {', '.join(names)}")
 
 
-def _imports(tree: ast.Module) -> dict[str, str]:
+def _follow(path: Path, name: str, read: Any) -> Any:
+    """Read a name where it is defined: in this file, or in a file of the project that it is imported from."""
+    if _definition(path, name) is not None:
+        return read(path, name)
+    imported = _imports(path).get(name)
+    if imported is None or not _readable(imported):
+        return None
+    module, _, original = imported.rpartition(".")
+    with contextlib.suppress(LookupError):
+        source = _source(module)
+        return _follow(source, original, read) if source is not None else None
+    return None
+
+
+def _readable(imported: str) -> bool:
+    # looking for a module imports its packages: cheap for ours and for a user's own, not for torch
+    top = imported.split(".")[0]
+    if top == "scarcely":
+        return True
+    found = importlib.util.find_spec(top) if top not in sys.stdlib_module_names else None
+    return found is not None and "site-packages" not in str(found.origin or found.submodule_search_locations)
+
+
+@cache
+def _imports(path: Path) -> dict[str, str]:
     return {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in tree.body
+        for node in _tree(path).body
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0
         for alias in node.names
     }
 
 
-def _arguments(function: ast.FunctionDef, *, skip_first: bool) -> Signature:
+def _bound(path: Path, name: str) -> bool:
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.alias) and (node.asname or node.name) in (name, "*"):
+            return True
+        if isinstance(node, _DEFINITION) and node.name == name:
+            return True
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store):
+            return True
+    return False
+
+
+def _assigned(path: Path, name: str) -> ast.expr | None:
+    for node in _tree(path).body:
+        if isinstance(node, ast.Assign) and any(ast.unparse(t) == name for t in node.targets):
+            return node.value
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
+            return node.value
+    return None
+
+
+def _constant(path: Path, class_name: str, name: str) -> Any:
+    node = _definition(path, class_name)
+    if not isinstance(node, ast.ClassDef):
+        return None
+    for item in node.body:
+        if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+            targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+            if any(ast.unparse(t) == name for t in targets):
+                with contextlib.suppress(ValueError):
+                    return ast.literal_eval(item.value)
+    for base in node.bases:
+        found = _follow(path, ast.unparse(base), lambda where, what: _constant(where, what, name))
+        if found is not None:
+            return found
+    return None
+
+
+def _arguments(path: Path, function: ast.FunctionDef, *, skip_first: bool) -> Signature:
     args = function.args
     positional = [*args.posonlyargs, *args.args]
     first_default = len(positional) - len(args.defaults)
     parameters = {
-        a.arg: Parameter(_annotation(a.annotation), required=i < first_default)
+        a.arg: Parameter(_annotation(path, a.annotation), required=i < first_default)
         for i, a in enumerate(positional)
     }
     if skip_first and positional:
         del parameters[positional[0].arg]
     for a, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        parameters[a.arg] = Parameter(_annotation(a.annotation), required=default is None)
+        parameters[a.arg] = Parameter(_annotation(path, a.annotation), required=default is None)
     return Signature(parameters, open=args.kwarg is not None)
 
 
-def _fields(node: ast.ClassDef) -> Signature:
-    return Signature(
-        {
-            item.target.id: Parameter(_annotation(item.annotation), required=item.value is None)
-            for item in node.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-        },
-        open=False,
-    )
+def _fields(path: Path, node: ast.ClassDef) -> Signature:
+    inherited: dict[str, Parameter] = {}
+    for base in reversed(node.bases):  # a dataclass has the fields of its bases before its own
+        found = _follow(path, ast.unparse(base), _from_source)
+        inherited |= found.parameters if found is not None else {}
+    own = {
+        item.target.id: Parameter(_annotation(path, item.annotation), required=item.value is None)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and not ast.unparse(item.annotation).startswith("ClassVar")
+    }
+    return Signature({**inherited, **own}, open=False)
 
 
-def _annotation(node: ast.expr | None) -> Any:
-    if node is None:
-        return _ANY
+class _Scope(dict[str, Any]):
+    """The names that an annotation in a file may use."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_NAMES)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = _ANY  # an alias of itself must end
+        self[name] = self._meaning(name)
+        return self[name]
+
+    def _meaning(self, name: str) -> Any:
+        node = _definition(self.path, name)
+        if isinstance(node, ast.ClassDef):
+            return _ANY if {ast.unparse(b).split(".")[-1] for b in node.bases} & _PLAIN_BASES else Component
+        alias = _assigned(self.path, name)
+        if alias is not None:
+            return _evaluate(alias, self)
+        imported = _imports(self.path).get(name)
+        if imported is not None and _readable(imported):
+            module, _, original = imported.rpartition(".")
+            with contextlib.suppress(LookupError):
+                source = _source(module)
+                return _Scope(source)[original] if source is not None else _ANY
+        return _ANY  # Tensor and the like
+
+
+def _annotation(path: Path, node: ast.expr | None) -> Any:
+    return _ANY if node is None else _evaluate(node, _Scope(path))
+
+
+def _evaluate(node: ast.expr, scope: _Scope) -> Any:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        node = ast.parse(node.value, mode="eval").body
     try:
-        return eval(compile(ast.Expression(node), "<annotation>", "eval"), {"__builtins__": {}}, dict(_NAMES))
+        return eval(compile(ast.Expression(node), "<annotation>", "eval"), {"__builtins__": {}}, scope)
     except Exception:
-        return _ANY  # Tensor, nn.Module and the like are supplied by the run, not by the configuration
+        return _ANY  # nn.Module and the like are supplied by the run, not by the configuration
 
 
 def _from_import(module: str, name: str) -> Signature:
@@ -191,21 +310,27 @@ def _from_import(module: str, name: str) -> Signature:
 def describe(annotation: Any) -> str:
     """Say in words what an annotation accepts."""
     if annotation is _ANY:
-        return "anything"
+        return "any value"
     if annotation is None or annotation is type(None):
         return "null"
+    if annotation is Component:
+        return "a mapping with a _target_"
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         ranges = [str(a) for a in args[1:] if isinstance(a, spec.Range)]
         return " ".join([describe(args[0]), *ranges])
     if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, args))
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(a) for a in args)
-    if origin in (list, tuple) or annotation in (list, tuple):
-        return f"a list of {describe(args[0])}" if args else "a list"
-    if origin is dict or annotation is dict:
-        return "a mapping"
+    if annotation in _SEQUENCES or origin in _SEQUENCES:
+        if not args:
+            return "a list"
+        if origin is tuple and Ellipsis not in args:
+            return "a list of " + " and ".join(describe(a) for a in args)
+        return f"a list, each item {describe(args[0])}"
+    if annotation in _MAPPINGS or origin in _MAPPINGS:
+        return f"a mapping from {describe(args[0])} to {describe(args[1])}" if args else "a mapping"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -216,19 +341,27 @@ def mismatch(value: Any, annotation: Any) -> bool:
         return False
     if annotation is None or annotation is type(None):
         return value is not None
+    if annotation is Component:
+        return not (isinstance(value, dict) and "_target_" in value)
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        if mismatch(value, args[0]):
-            return True
-        return value is not None and any(isinstance(a, spec.Range) and value not in a for a in args[1:])
+        ranges = [a for a in args[1:] if isinstance(a, spec.Range)]
+        number = isinstance(value, int | float)
+        return mismatch(value, args[0]) or (number and any(value not in a for a in ranges))
     if origin is typing.Literal:
         return not any(value == a and type(value) is type(a) for a in args)
     if origin in (typing.Union, types.UnionType):
         return all(mismatch(value, a) for a in args)
-    if origin in (list, tuple) or annotation in (list, tuple):
-        return not isinstance(value, list | tuple) or any(mismatch(v, args[0]) for v in value if args)
-    if origin is dict or annotation is dict:
-        return not isinstance(value, dict)
+    if annotation in _SEQUENCES or origin in _SEQUENCES:
+        if not isinstance(value, list | tuple):
+            return True
+        if origin is tuple and Ellipsis not in args:
+            return len(value) != len(args) or any(map(mismatch, value, args))
+        return bool(args) and any(mismatch(v, args[0]) for v in value)
+    if annotation in _MAPPINGS or origin in _MAPPINGS:
+        if not isinstance(value, dict):
+            return True
+        return bool(args) and any(mismatch(k, args[0]) or mismatch(v, args[1]) for k, v in value.items())
     if annotation is bool:
         return not isinstance(value, bool)
     if annotation is int:

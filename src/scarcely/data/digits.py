@@ -37,7 +37,7 @@ class Digits(DataModule):
         size: PositiveInt = 16,
         name: str = "digits",
         kind: Literal["images"] = "images",
-        root: str | None = None,
+        root: None = None,
         resident: Literal["auto", "host", "device"] = "auto",
     ) -> None:
         super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)

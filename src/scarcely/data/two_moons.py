@@ -39,7 +39,7 @@ class TwoMoons(DataModule):
         data_seed: NonNegativeInt = 0,
         name: str = "two_moons",
         kind: Literal["vectors"] = "vectors",
-        root: str | None = None,
+        root: None = None,
         resident: Literal["auto", "host", "device"] = "auto",
     ) -> None:
         super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)

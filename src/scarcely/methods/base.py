@@ -70,6 +70,8 @@ class Method(pl.LightningModule):
     """
 
     views: int = 1
+    inheritance: str = ""  # what of an earlier stage or a checkpoint was taken over
+    scores: dict[str, float]  # of the last validation, for the record of the epoch
 
     def __init__(
         self,
@@ -128,25 +130,37 @@ class Method(pl.LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] = lr
         torch.manual_seed(derive_seed(self.place.seed, self.place.stage, epoch, "rank", self.place.rank))
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
 
     def draw(self, name: str, step: int, *, shared: bool = True) -> np.random.Generator:
-        """Return the random numbers of this step, by name; ``shared`` gives every rank the same."""
-        rank = () if shared else (self.place.rank,)
+        """Return the random numbers of this step, by name; ``shared`` gives every rank the same.
+
+        Where there is one rank the two are alike: the loss over all pairs of the batch is then that
+        of several ranks with global pairs.
+        """
+        rank = () if shared or self.place.world_size == 1 else (self.place.rank,)
         seed = derive_seed(self.place.seed, self.place.stage, self.current_epoch, step, name, *rank)
         return np.random.default_rng(seed)
+
+    def gather(self, rows: Tensor, *, gradients: bool = False) -> Tensor:
+        """Return the rows (n, ...) of all ranks in the order of the global batch, (N, ...).
+
+        With ``gradients`` each rank's rows get the sum of what all ranks ask of them: where the loss
+        of a rank is a mean over its own part, DDP's mean over the ranks is the gradient of the whole.
+        """
+        if self.place.world_size == 1:
+            return rows
+        gathered = self.all_gather(rows, sync_grads=gradients)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
 
     def record(self, scalars: dict[str, Tensor]) -> None:
         """Keep the scalars of this step on the device; they are read once an epoch or every n steps."""
         if not self._names:
             self._names = tuple(scalars)
         self._steps.append(torch.stack([scalars[n].detach().float().reshape(()) for n in self._names]))
-
-    def recorded_steps(self) -> int:
-        """Return the number of steps recorded in this epoch."""
-        return len(self._steps)
 
     def recent(self, steps: int) -> dict[str, float]:
         """Return the means over the last steps: one wait for the device.
@@ -161,12 +175,17 @@ class Method(pl.LightningModule):
         return dict(zip(self._names, _nanmean(values).tolist(), strict=True))
 
     def epoch_summary(self) -> dict[str, float]:
-        """Return the means over the epoch, over all ranks, and forget the steps."""
+        """Return the means over the epoch, over all ranks, and forget the steps.
+
+        Raises:
+            TrainingError: a loss or a weight is not finite.
+        """
         if not self._steps:
             return {}
         values = torch.stack(self._steps)
         self._steps = []
         self._require_finite(values.cpu(), 0)
+        self._require_finite_weights()
         means = _nanmean(values)
         if self.place.world_size > 1:
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
@@ -178,7 +197,7 @@ class Method(pl.LightningModule):
         if not wrong.any():
             return
         step = first + int(wrong.nonzero()[0, 0])
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         samples = ""
         if hasattr(loader, "_order"):
             size = loader.batch_size
@@ -191,11 +210,20 @@ class Method(pl.LightningModule):
             instead="a smaller method.optimizer.lr; the last good checkpoint is kept",
         )
 
-    # -- prediction ---------------------------------------------------------------------------
+    def _require_finite_weights(self) -> None:
+        # a finite loss may have an infinite gradient, and the last step of an epoch has no loss after it
+        state = self.state_dict()
+        largest = {n: t.detach().abs().max() for n, t in state.items() if t.is_floating_point() and t.numel()}
+        finite = torch.stack([t.float() for t in largest.values()]).isfinite().tolist()
+        wrong = [name for name, ok in zip(largest, finite, strict=True) if not ok]
+        if wrong:
+            raise TrainingError(
+                f"weights are not finite any more: {', '.join(wrong[:5])}",
+                where=f"stage {self.place.stage}, epoch {self.current_epoch}, its last step",
+                instead="a smaller method.optimizer.lr; the last good checkpoint is kept",
+            )
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the scores anew."""
-        self._scores: list[tuple[Tensor, Tensor]] = []
+    # -- prediction ---------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one batch; the counts stay on the device until the epoch ends."""

@@ -13,6 +13,7 @@ from scarcely.data.loader import Batch
 from scarcely.errors import ConfigError
 from scarcely.methods.base import Method
 from scarcely.methods.optimizer import Optimizer
+from scarcely.spec import Annotated, Range
 
 
 class Denoising(Method):
@@ -25,14 +26,18 @@ class Denoising(Method):
         backbone: the encoder.
         optimizer: optimizer and schedule.
         input_shape: (D,) or (C, H, W).
-        dropout: share of the entries of the second view that the data set drops is set there
-            (``data.augmentation.dropout``); this one is for images, whose views have none.
+        dropout: share of the pixels that are dropped. For vectors ``data.augmentation.dropout``
+            says how much of the second view is missing.
     """
 
     views = 2  # the first clean, the second dropped out
 
     def __init__(
-        self, backbone: Backbone, optimizer: Optimizer, input_shape: tuple[int, ...], dropout: float = 0.2
+        self,
+        backbone: Backbone,
+        optimizer: Optimizer,
+        input_shape: tuple[int, ...],
+        dropout: Annotated[float, Range(low=0, below=1)] = 0.2,
     ) -> None:
         super().__init__(backbone, optimizer)
         size = 1

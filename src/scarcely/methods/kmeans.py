@@ -30,6 +30,8 @@ class KMeans(Method):
         inherited: whether the backbone holds trained weights.
     """
 
+    centroids: Tensor
+
     def __init__(
         self,
         backbone: Backbone,

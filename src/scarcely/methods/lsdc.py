@@ -96,8 +96,7 @@ class LSDC(Method):
 
         labelled = (features if self.space == "features" else logits).detach()
         if self.pairs == "global":  # every row of this device against every column of the batch
-            labelled = self.all_gather(labelled).flatten(0, 1)
-            p_columns = self.all_gather(p1, sync_grads=True).flatten(0, 1)
+            labelled, p_columns = self.gather(labelled), self.gather(p1, gradients=True)
         else:
             p_columns = p1
         adjacency = self.labeler(labelled)
@@ -114,7 +113,8 @@ class LSDC(Method):
                 "loss": loss,
                 "loss/clustering": clustering,
                 "loss/consistency": consistency,
-                **pair_quality(adjacency, self._labels(batch)),
+                # true labels, for the report alone; with global pairs the batch holds those of all ranks
+                **pair_quality(adjacency, batch.labels),
             }
         )
         return loss
@@ -127,10 +127,6 @@ class LSDC(Method):
         if self.composition == "ricap":
             return compose.ricap(views, rng, beta=self.beta, identity=self.ricap_identity)
         return compose.mixup(views, rng, beta=self.beta)
-
-    def _labels(self, batch: Batch) -> Tensor:
-        # true labels are looked at for the report alone; with global pairs each rank has all of them
-        return batch.labels
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the weight of the consistency."""

@@ -1,0 +1,401 @@
+"""What a command composes: the paper's values for a pair, under whatever the user overrides."""
+
+import itertools
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scarcely.config import paths
+from scarcely.config.check import check
+from scarcely.config.compose import compose_run, run_name, without_recipe
+from scarcely.config.help import options_of
+from scarcely.errors import ConfigError
+from tests.config.composing import composed, sound
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+METHODS, DATA, LABELERS = options_of("method"), options_of("data"), options_of("method/labeler")
+VECTORS = {"two_moons", "tfidf", "reuters10k"}
+EXPERIMENTS = options_of("experiment")
+
+
+# -- every method, data set and labeler ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_method_and_labeler_is_sound_or_refused(data):
+    given = [f"data={data}"]
+    for labeler in LABELERS:  # the pretext, which is the same with each, is looked at below
+        config = sound(*given, "method=lsdc", f"method/labeler={labeler}", "pretext=none")
+        assert config["method"]["labeler"]["_target_"].endswith(f".{labeler}_adjacency")
+    for method in set(METHODS) - {"lsdc"}:
+        if method == "rotnet" and data in VECTORS:
+            with pytest.raises(ConfigError, match="holds vectors"):
+                check(composed(*given, f"method={method}"))
+        else:
+            assert sound(*given, f"method={method}")["method"]["name"] == method
+
+
+@pytest.mark.parametrize("data", sorted(DATA))
+def test_the_defaults_fit_what_a_sample_is(data):
+    config = sound(f"data={data}")
+    method, stages = config["method"], [s["method"]["name"] for s in config["plan"]]
+    assert (config["data"]["kind"] == "vectors") == (data in VECTORS)
+    if data == "digits":  # rotation is a bad pretext where 6 and 9 are classes, and the images are few
+        assert (stages, method["freeze"], method["composition"]) == (["lsdc"], 0, "none")
+    elif data in VECTORS:
+        assert (stages, method["freeze"], method["composition"]) == (["denoising", "lsdc"], 0, "mixup")
+    else:
+        assert (stages, method["freeze"], method["composition"]) == (["rotnet", "lsdc"], 3, "ricap")
+
+
+def test_a_pretext_is_a_value():
+    for pretext, stages in [("none", ["lsdc"]), ("denoising", ["denoising", "lsdc"])]:
+        config = sound("data=cifar10", f"pretext={pretext}")
+        assert [s["method"]["name"] for s in config["plan"]] == stages
+    with pytest.raises(ConfigError, match="no pretext named 'rotnett'") as error:
+        composed("pretext=rotnett")
+    assert error.value.instead.startswith("rotnet")
+    with pytest.raises(ConfigError, match="no pretext named 'lsdc'"):  # a method, but no pretext
+        composed("pretext=lsdc")
+
+
+def test_a_folder_that_is_named_like_a_pretext_hides_it_not(tmp_path, monkeypatch):
+    (tmp_path / "rotnet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert compose_run(["pretext=rotnet"])["plan"][0]["method"]["name"] == "rotnet"
+
+
+def test_nothing_random_is_frozen_and_nothing_pretrained_lost():
+    for given, freeze in [
+        (["data=cifar10"], 3),
+        (["data=cifar10", "pretext=none"], 0),
+        (["data=cifar10", "ckpt=a.pt"], 3),
+        (["data=cifar10", "pretext=./a.pt"], 3),
+        (["data=cifar10", "method.freeze=layer2"], "layer2"),
+        (["data=cifar10", "method.freeze=0"], 0),
+        (["pretext=rotnet"], 0),  # the recipe of digits
+        (["data=tfidf"], 0),
+    ]:
+        assert composed(*given)["method"]["freeze"] == freeze, given
+
+
+def test_a_kind_that_there_is_not_is_told():
+    with pytest.raises(ConfigError) as error:
+        composed("data.kind=sounds")
+    assert (error.value.where, error.value.instead) == ("data.kind", "images or vectors")
+
+
+# -- the paper's values --------------------------------------------------------------------------
+
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "gamma": 0.1}
+# LSD-C, table 5, section 4 and appendix A
+PAPER = {
+    "cifar10": {
+        "method": {"epochs": 220, "consistency": 5, "rampup": 100, "composition": "ricap", "freeze": 3},
+        "optimizer": {**SGD, "schedule": "multistep", "milestones": [140, 180]},
+        "labelers": {
+            "cosine": {"threshold": 0.9},
+            "sne": {"threshold": 0.01, "temperature": 1},
+            "knn": {"k": 20},
+        },
+    },
+    "cifar100_20": {
+        "method": {"epochs": 200, "consistency": 25, "rampup": 150, "composition": "ricap", "freeze": 3},
+        "optimizer": {**SGD, "schedule": "multistep", "milestones": [170]},
+        "labelers": {
+            "cosine": {"threshold": 0.95},
+            "sne": {"threshold": 0.01, "temperature": 0.5},
+            "knn": {"k": 10},
+        },
+    },
+    "stl10": {
+        "method": {"epochs": 200, "consistency": 5, "rampup": 50, "composition": "ricap", "freeze": 3},
+        "optimizer": {**SGD, "schedule": "multistep", "milestones": [140, 180]},
+        "labelers": {"sne": {"threshold": 0.01, "temperature": 0.5}},
+    },
+    "mnist": {
+        "method": {"epochs": 15, "consistency": 5, "rampup": 50},
+        "optimizer": SGD,
+        "labelers": {"knn": {"k": 10}},
+    },
+    "reuters10k": {
+        "method": {"epochs": 75, "consistency": 25, "rampup": 100, "freeze": 0},
+        "optimizer": {"name": "adam", "lr": 1e-3, "weight_decay": 2e-3},
+        "labelers": {"knn": {"k": 5}},
+    },
+}
+
+
+def values(of, keys):
+    return {key: of[key] for key in keys}
+
+
+@pytest.mark.parametrize("data", PAPER)
+def test_a_pair_has_the_values_of_the_paper(data):
+    paper = PAPER[data]
+    for labeler, expected in paper["labelers"].items():
+        given = (f"data={data}", "method=lsdc", f"method/labeler={labeler}", "pretext=none")
+        method = sound(*given)["method"]
+        assert values(method["labeler"], expected) == expected
+    method = sound(f"data={data}")["method"]
+    assert values(method, paper["method"]) == paper["method"]
+    assert values(method["optimizer"], paper["optimizer"]) == paper["optimizer"]
+    assert (method["batch_size"], method["space"], method["beta"]) == (256, "features", 0.3)
+    assert not without_recipe(composed(f"data={data}"))
+
+
+def test_rotnet_has_the_values_of_the_paper_alone_and_as_a_pretext():
+    alone = sound("method=rotnet", "data=cifar10")["method"]
+    first = sound("data=cifar10")["plan"][0]["method"]
+    assert alone == first
+    assert values(alone, ("epochs", "batch_size")) == {"epochs": 200, "batch_size": 128}
+    wanted = {**SGD, "nesterov": True, "gamma": 0.2, "milestones": [60, 120, 160]}
+    assert values(alone["optimizer"], wanted) == wanted
+
+
+def test_the_views_of_a_pair_are_those_of_the_paper():
+    cifar, stl = (composed(f"data={d}")["data"]["augmentation"] for d in ("cifar10", "stl10"))
+    assert (cifar["padding"], cifar["pad_mode"], cifar["flip"]) == (4, "reflect", True)
+    assert (cifar["mean"], cifar["std"]) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+    assert (stl["padding"], stl["pad_mode"], stl["flip"]) == (12, "reflect", True)
+    assert (stl["mean"], stl["std"]) == ([0.4467, 0.4398, 0.4066], [0.2603, 0.2566, 0.2713])
+    assert composed("data=reuters10k")["data"]["augmentation"]["dropout"] == 0.2
+
+
+def test_stl10_takes_its_only_labeler_by_itself_and_never_against_the_user(tmp_path):
+    def labeler(*given):
+        return composed("data=stl10", *given)["method"]["labeler"]["_target_"].rpartition(".")[2]
+
+    assert labeler() == "sne_adjacency"
+    assert labeler("epochs=3", "method.hidden=64") == "sne_adjacency"
+    assert labeler("method/labeler=knn") == "knn_adjacency"
+    assert composed("data=stl10", "epochs=3", "method.hidden=64")["method"]["hidden"] == 64
+    with pytest.raises(ConfigError) as error:  # a setting of the labeler that the recipe replaces
+        composed("data=stl10", "method.labeler.k=5")
+    assert error.value.where == "method.labeler.k"
+    assert "method/labeler=knn" in error.value.instead
+
+
+def test_a_value_of_one_labeler_does_not_leak_into_another():
+    defaults = {
+        "cosine": {"threshold": 0.9},
+        "sne": {"threshold": 0.01, "temperature": 1.0},
+        "knn": {"k": 20},
+        "l2": {"threshold": 1.0, "normalize": False},
+    }
+    for data, labeler in itertools.product(PAPER, LABELERS):
+        given = (f"data={data}", "method=lsdc", f"method/labeler={labeler}", "pretext=none")
+        found = composed(*given)["method"]["labeler"]
+        wanted = {**defaults[labeler], **PAPER[data]["labelers"].get(labeler, {})}
+        assert {k: v for k, v in found.items() if not k.startswith("_")} == wanted, (data, labeler)
+
+
+def test_a_value_of_one_pair_does_not_leak_into_another():
+    general = composed("data=usps")
+    assert without_recipe(general)
+    assert not without_recipe(composed("data=usps", "method=rotnet"))
+    assert general["method"]["epochs"] == 200
+    # the pretext of a pair is composed for itself: LSD-C's recipe says nothing about it
+    assert (
+        composed("data=reuters10k")["plan"][0]["method"]
+        == composed("data=reuters10k", "method=denoising")["method"]
+    )
+
+
+# -- experiments ---------------------------------------------------------------------------------
+
+# what an experiment's name promises beside the values of its pair
+PROMISES = [
+    (r"_(knn|sne|cosine|l2)$", lambda c, m: c["method"]["labeler"]["_target_"].endswith(f"{m[1]}_adjacency")),
+    (r"table4_.*_prediction_", lambda c, m: c["method"]["space"] == "prediction"),
+    (r"table4_.*_(ricap|mixup|none)$", lambda c, m: c["method"]["composition"] == m[1]),
+    (r"_mixup$", lambda c, m: c["method"]["optimizer"]["weight_decay"] == 1e-4),
+    (r"_no_mse$", lambda c, m: c["method"]["consistency"] == 0),
+    (r"_nonlinear$", lambda c, m: c["method"]["hidden"]),
+    (r"_kmeans", lambda c, m: c["method"]["name"] == "kmeans"),
+    (r"_kmeans$", lambda c, m: c["pretext"] == "none"),
+    (r"_kmeans_rotnet$", lambda c, m: c["plan"][0]["method"]["name"] == "rotnet"),
+    (r"stl10$", lambda c, m: c["method"]["labeler"]["_target_"].endswith("sne_adjacency")),
+    (r"table\d_(cifar100_20|cifar10|mnist|stl10|reuters10k)", lambda c, m: c["data"]["name"] == m[1]),
+]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_does_what_it_says(name):
+    config = sound(f"experiment={name}")
+    text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    header = text.partition("\ndefaults:")[0]
+    assert header.startswith("# @package _global_\n"), "Hydra reads the package in the first lines alone"
+
+    figure = re.search(r"# Paper: ([\d.]+)(?: ± ([\d.]+))? % ACC", header)
+    assert figure, "no figure of the paper in the header"
+    expected = {"acc": float(figure[1]) / 100} | ({"std": float(figure[2]) / 100} if figure[2] else {})
+    assert config["expected"] == pytest.approx(expected)
+
+    commands = re.findall(r"#   python train\.py (.*?)(?:  +\(.*)?$", header, re.MULTILINE)
+    assert len(commands) >= 2
+    assert all(f"experiment={name}" in c.split() for c in commands)
+    assert yaml.safe_load(text)["hydra"]["sweeper"]["params"]["seed"] == "0,1,2,3,4,5,6,7,8,9"
+
+    kept = [(pattern, promise, re.search(pattern, name)) for pattern, promise in PROMISES]
+    assert any(match for _, _, match in kept)
+    for pattern, promise, match in kept:
+        assert match is None or promise(config, match), pattern
+
+
+def test_what_is_overridden_beside_an_experiment_wins():
+    config = sound("experiment=lsdc/table4_cifar10_mixup", "seed=3", "method.composition=none", "epochs=5")
+    assert (config["seed"], config["method"]["composition"], config["method"]["epochs"]) == (3, "none", 5)
+
+
+# -- overrides -----------------------------------------------------------------------------------
+
+
+def test_short_forms_set_the_last_stage_and_stages_the_others():
+    config = sound(
+        "data=cifar10",
+        "epochs=7",
+        "batch_size=64",
+        "stages.pretext.epochs=9",
+        "stages.pretext.batch_size=32",
+        "++stages.pretext.optimizer.lr=0.5",
+    )
+    pretext, cluster = (s["method"] for s in config["plan"])
+    assert (cluster["epochs"], cluster["batch_size"], cluster["optimizer"]["lr"]) == (7, 64, 0.1)
+    assert (pretext["epochs"], pretext["batch_size"], pretext["optimizer"]["lr"]) == (9, 32, 0.5)
+    assert pretext["optimizer"]["nesterov"] is True, "what is not named stays"
+    assert config["method"] is cluster
+
+
+def test_null_is_a_value_where_it_does_not_mean_the_recipe():
+    given = ("data=cifar10", "++stages.pretext.optimizer.milestones=null", "stages.pretext.epochs=null")
+    pretext = composed(*given)["plan"][0]["method"]
+    assert pretext["optimizer"]["milestones"] is None
+    assert pretext["epochs"] == 200
+
+
+def test_fast_is_one_epoch_in_every_stage():
+    config = sound("data=cifar10", "fast=true")
+    assert [s["method"]["epochs"] for s in config["plan"]] == [1, 1]
+    assert [s["method"]["epochs"] for s in sound("method=kmeans", "fast=true")["plan"]] == [0]
+
+
+def leaves(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_every_setting_of_the_configuration_can_be_overridden():
+    """Each gets another value at once; none may come out as it was."""
+    before = composed("data=cifar10")
+    words = {"protocol": "split", "pretext": "denoising", "ckpt": None, "method.freeze": "layer2"}
+    wanted = {}
+    for key, value in leaves({k: v for k, v in before.items() if k not in ("plan", "recipe", "stages")}):
+        name = key.rpartition(".")[2]
+        if name in ("_target_", "_partial_", "kind", "before", "name", "stage", "task", "needs", "role"):
+            continue
+        if key in ("epochs", "batch_size", "ckpt", "expected", "fast"):  # short forms, and others' tests
+            continue
+        if isinstance(value, bool):
+            wanted[key] = not value
+        elif isinstance(value, int | float):
+            wanted[key] = value + 1
+        elif isinstance(value, list):
+            wanted[key] = [v + 1 for v in value]
+        else:
+            wanted[key] = words.get(key, "something")
+    assert len(wanted) > 50
+    after = dict(leaves(compose_run(["data=cifar10", *(f"{k}={v}" for k, v in wanted.items())])))
+    assert {k: after[k] for k in wanted} == wanted
+
+
+def test_a_value_of_the_recipe_can_be_overridden():
+    assert composed("recipe.epochs=7", "recipe.knn.k=5")["method"]["epochs"] == 7
+    assert composed("recipe.epochs=7", "recipe.knn.k=5")["method"]["labeler"]["k"] == 5
+    assert composed("data=usps", "recipe=lsdc-mnist")["method"]["epochs"] == 15
+    assert without_recipe(composed("data=cifar10", "~recipe"))
+
+
+IGNORED = {
+    ("epochs=5", "method.epochs=6"): "epochs, method.epochs",
+    ("batch_size=5", "method.batch_size=5"): "batch_size, method.batch_size",
+    ("ckpt=a.pt", "pretext=rotnet"): "pretext, ckpt",
+    ("recipe=lsdc-cifar"): "recipe",
+    ("+recipe.epoch=3"): "recipe.epoch",
+    ("+recipe.knn.threshold=3"): "recipe.knn.threshold",
+    ("method=kmeans", "epochs=3"): "epochs",
+}
+
+
+@pytest.mark.parametrize("given", IGNORED, ids=str)
+def test_an_override_that_would_have_no_effect_is_refused(given):
+    with pytest.raises(ConfigError) as error:
+        composed(*((given,) if isinstance(given, str) else given))
+    assert error.value.where == IGNORED[given]
+    assert error.value.instead
+
+
+def test_a_recipe_value_that_an_override_replaces_is_not_unknown():
+    assert composed("method.optimizer.lr=0.2")["method"]["optimizer"]["lr"] == 0.2  # digits' recipe has one
+
+
+def test_every_recipe_belongs_to_a_pair_and_is_read():
+    for name in options_of("recipe"):
+        method, _, data = name.partition("-")
+        assert method in METHODS, name
+        assert data in DATA, name
+        # what nothing reads is refused
+        composed(*([f"data={data}"] if method == "lsdc" else [f"method={method}", f"data={data}"]))
+
+
+# -- names and places ----------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_what_shapes_it_alone():
+    config = composed()
+
+    def name(*given):
+        return run_name(config, list(given))
+
+    a, b = "method.labeler.k=7", "epochs=3"
+    assert name(a, b) == name(b, a)
+    assert name(a, "resume=true", "logger=wandb", "logger.project=x") == name(a)
+    assert name(a, "output_dir=x", "cache_dir=y", "embedding_size=0", "hydra.sweep.dir=z") == name(a)
+    assert name("+" + a) == name("++" + a) == name(a)
+    assert name(a, "seed=3") == name(a)  # config is of seed 0
+    assert name("epochs=4", b) == name(b), "of a setting given twice the last counts"
+    assert len({name(), name(a), name(b), name(a, b), name("epochs=4")}) == 5
+    assert re.fullmatch(r"lsdc-digits/[0-9a-f]{8}-seed0", name(a))
+
+
+def test_the_configuration_is_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
+    assert paths.conf_dir() == CONF
+    installed = tmp_path / "site-packages" / "scarcely"
+    (installed / "conf").mkdir(parents=True)
+    monkeypatch.setattr(paths, "__file__", str(installed / "config" / "paths.py"))
+    assert paths.conf_dir() == (installed / "conf").resolve()
+
+
+def test_a_wheel_holds_the_configuration():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"conf": "scarcely/conf"}
+    assert project["project"]["scripts"]["scarcely"] == "scarcely.cli:main"
+
+
+def test_every_setting_has_its_reason():
+    """A value whose meaning or source is not said beside it is one that nobody dares to change."""
+    structure = re.compile(r" *(_target_|_partial_|name|stage|task|needs|role): [\w.\[\]]+$| *\w+:$")
+    for path in (p for g in ("method", "backbone", "trainer", "logger") for p in (CONF / g).rglob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("# "), path
+        for line in lines:
+            if re.match(r" *\w+:", line) and not structure.match(line):
+                assert "  # " in line, f"{path.name}: {line}"

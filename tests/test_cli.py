@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from scarcely.cli import CRASHED, INTERRUPTED, MENDABLE, OK, main, run_command
+from scarcely.cli import CRASHED, INTERRUPTED, MENDABLE, OK, main, prepare_arguments, run_command
 from scarcely.config.help import GROUPS, USAGE, help_text, options_of
 from scarcely.errors import UserError
 from tests.data.files import write_image
@@ -132,7 +133,7 @@ def test_help_lists_every_group_option_and_setting():
 
 
 def test_every_example_of_the_help_runs(shell, runs):
-    examples = re.findall(r"^  python train\.py *(.*?)(?:   .*)?$", USAGE, re.MULTILINE)
+    examples = re.findall(r"^  python train\.py(.*?)(?:   .*)?$", USAGE, re.MULTILINE)
     assert len(examples) > 8
     for example in examples:
         runs.clear()
@@ -212,9 +213,12 @@ def test_the_traceback_is_shown_to_who_asks_for_it(shell, monkeypatch):
 
 
 def test_the_environment_is_left_as_it_was(shell):
-    before = dict(os.environ)
+    def settings():
+        return {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+
+    before = settings()
     shell("seed=x")
-    assert {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} == before
+    assert settings() == before
 
 
 def test_the_command_itself_exits_with_the_code():
@@ -278,8 +282,13 @@ def test_a_sweep_with_a_bad_job_runs_the_others(shell, runs):
 
 
 def test_a_sweep_over_what_does_not_exist_does_not_begin(shell, runs):
-    shell.refused("-m", "data=digits,cifar11", where="data", what="no data=cifar11")
+    (shell.folder / "outputs" / "sweeps").mkdir(parents=True)
+    (shell.folder / "outputs" / "sweeps" / "multirun.yaml").touch()  # Hydra's record of the last sweep
+    before = set(shell.tree())
+    assert shell("-m", "data=digits,cifar11") == MENDABLE
+    assert shell.err.startswith("error: there is no data=cifar11\n")
     assert runs == []
+    assert set(shell.tree()) == before
 
 
 # -- paths ---------------------------------------------------------------------------------------
@@ -311,13 +320,15 @@ ODD = [
 
 
 def test_paths_are_what_they_were_typed(shell, runs):
+    parser = OverridesParser.create()
     for name in ODD:
-        runs.clear()
-        path = f"{shell.folder}/{name}/x" if name != "ends with\\" else f"{shell.folder}/{name}"
-        assert shell("data=imagefolder", f"data.root={path}", f"run_dir={path}", "pretext=none") == OK, (
-            shell.err
-        )
-        assert (runs[0]["data"]["root"], runs[0]["run_dir"]) == (path, path), name
+        for path in (name, f"/a b/{name}", f"{name}/x"):
+            (override,) = prepare_arguments([f"data.root={path}"])
+            assert parser.parse_override(override).value() == path
+    names = {"run_dir": "a=b", "output_dir": "é,'3'", "cache_dir": "range(3)"}
+    names = {key: f"{name} #{'/'.join(ODD)}" for key, name in names.items()}
+    assert shell(*(f"{key}={name}" for key, name in names.items())) == OK, shell.err
+    assert {key: runs[0][key] for key in names} == names
 
 
 @pytest.mark.parametrize("name", ["3", "true", "a,b", "range(3)", "[a]"])

@@ -34,7 +34,7 @@ class Digits(DataModule):
         self,
         *,
         augmentation: ImageAugmentation,
-        size: PositiveInt = 16,
+        size: PositiveInt = 20,
         name: str = "digits",
         kind: Literal["images"] = "images",
         root: None = None,

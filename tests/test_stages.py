@@ -209,8 +209,7 @@ def test_a_stage_that_was_interrupted_goes_on_whoever_asks_for_it(config, data, 
     job = job_of(config, data, 0, method=longer(config))
     expected = cached(job, tmp_path / "a", data)
     folder = tmp_path / "b" / "stages" / key_of(job, data)
-    log = tmp_path / "log"
-    process = runs.Process(cache_in_child, config, tmp_path / "b", log=log)
+    process = runs.Process(cache_in_child, config, tmp_path / "b", folder.name, log=tmp_path / "log")
     wait_until(lambda: len(read_rows(folder / "metrics.csv")) >= 2, process)
     process.send(signal.SIGKILL)
     process.wait()
@@ -224,11 +223,11 @@ def test_a_stage_that_was_interrupted_goes_on_whoever_asks_for_it(config, data, 
     assert not (folder / "last.ckpt").exists()
 
 
-def cache_in_child(config, root):
+def cache_in_child(config, root, key):
     data = data_of(config)
     job = job_of(config, data, 0, method=longer(config))
     stages.quiet()
-    cached(job, root, data)
+    stages.cached_stage(job, root, data, "cpu", key, [])
     return 0
 
 
@@ -249,7 +248,7 @@ def test_a_run_waits_for_another_that_trains_the_same_stage(config, data, pretex
     folder.mkdir(parents=True)
     lock = filelock.FileLock(folder / ".lock")
     lock.acquire()
-    process = runs.Process(cache_in_child, config, tmp_path, log=tmp_path / "log")
+    process = runs.Process(cache_in_child, config, tmp_path, folder.name, log=tmp_path / "log")
     wait_until(lambda: "another run trains the same stage; waiting" in process.output, process)
     shutil.copy(trained.weights, folder)  # the other has finished
     lock.release()

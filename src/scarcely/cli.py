@@ -235,7 +235,7 @@ def _parses(argument: str, *, is_path: bool = False, sweeping: bool = False) -> 
     try:
         override = OverridesParser.create().parse_override(argument)
         if is_path and not (sweeping and override.is_sweep_override()):
-            return override.value() is None or isinstance(override.value(), str)
+            return override.value() in (None, argument.partition("=")[2])
     except HydraException:
         return False
     return True

@@ -108,4 +108,5 @@ def help_text() -> str:
 def _wrap(text: str, indent: int) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, 110, initial_indent=" " * indent, subsequent_indent=" " * indent)
+    gap = " " * indent
+    return textwrap.wrap(text, 110, initial_indent=gap, subsequent_indent=gap, break_on_hyphens=False)

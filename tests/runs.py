@@ -24,6 +24,8 @@ from scarcely.stages import Job
 TINY = (
     "data=digits",
     "trainer=cpu",
+    "data.size=8",
+    "batch_size=256",
     "backbone.width=4",
     "backbone.num_features=16",
     "compare_kmeans=false",

@@ -129,13 +129,17 @@ def test_the_gathered_gradient_is_that_of_the_whole_batch(tmp_path):
 
 
 def test_local_pairs_are_each_ranks_own(tmp_path):
-    """BatchNorm, RICAP and all: it runs, both ranks end with the same weights, and again with the same."""
-    config = compose(*TWO, "method.composition=ricap", *COMMON, "epochs=1", base=TINY[:1] + TINY[2:])
+    """With BatchNorm, RICAP and kNN among the rank's half of the batch."""
+    config = compose(
+        *TWO, "method.composition=ricap", "method.labeler.k=15", *COMMON, "epochs=1", base=TINY[:1] + TINY[2:]
+    )
     data = data_of(config)
-    a, b = (two_ranks(job_of(config, data), tmp_path / name) for name in "ab")
-    assert same_weights(a, b)
-    assert rows_without_times(a) == rows_without_times(b)
-    assert all(t.isfinite().all() for t in weights(a).values())
+    folder = two_ranks(job_of(config, data), tmp_path / "stage")
+    assert all(t.isfinite().all() for t in weights(folder).values())
+    row = read_rows(folder / "metrics.csv")[-1]
+    assert row["step"] == 1797 // 128
+    # each sample has 13 neighbours among 63 others; among the 127 of the whole batch at most 26
+    assert 26 / 127 < 13 / 63 <= row["pairs/positive"]
 
 
 def test_a_killed_stage_of_two_processes_goes_on_to_the_same_bits(tmp_path):

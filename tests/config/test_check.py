@@ -177,18 +177,18 @@ def test_combinations_wait_until_each_value_is_sound():
 
 
 def test_neighbours_must_fit_into_a_batch():
-    assert "256" in complaint(DIGITS, method__labeler__k=256).what
-    check(composed("method.labeler.k=255"))
+    assert "256" in complaint(("batch_size=256",), method__labeler__k=256).what
+    check(composed("batch_size=256", "method.labeler.k=255"))
 
 
 def test_neighbours_must_fit_into_the_share_of_a_device():
-    two = ("trainer=ddp", "method.labeler.k=128")
+    two = ("trainer=ddp", "batch_size=256", "method.labeler.k=128")
     assert complaint(two).instead.startswith("k below 128")
     sound(*two, "method.pairs=global")  # pairs of the whole batch
 
 
 def test_a_batch_is_shared_evenly():
-    error = complaint(("trainer=ddp", "trainer.devices=3"))
+    error = complaint(("trainer=ddp", "trainer.devices=3", "batch_size=256"))
     assert error.where == "batch_size, trainer.devices"
     assert error.instead == "a multiple of 3"
 

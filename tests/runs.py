@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -117,6 +118,8 @@ def _child(target, arguments, log, env):
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     os.environ.update(env)
+    # a shell that runs the tests in its background ignores Ctrl-C, and so would all below it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     sys.exit(target(*arguments))
 

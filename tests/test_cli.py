@@ -581,6 +581,17 @@ def test_a_pretext_is_one_too(shell, newcomer, without_pictures):
     )
 
 
+def test_a_changed_module_of_ones_own_does_not_find_the_old_stage(newcomer, tmp_path):
+    from scarcely.stages import foreign_digests
+
+    (path,) = tmp_path.glob("newcomer_*.py")
+    stage = {"name": "pull", "before": ["pretext"], "optimizer": {"_target_": f"{path.stem}.Own", "lr": 0.1}}
+    before = foreign_digests([stage, {"_target_": "scarcely.data.digits.Digits"}])
+    assert list(before) == [f"{path.stem}.Own"]
+    path.write_text(path.read_text() + "# another line\n")
+    assert foreign_digests([stage]) != before
+
+
 def test_an_experiment_of_ones_own_gets_the_labeler_of_its_pair(shell, newcomer, runs):
     assert shell(*newcomer, "experiment=mine") == OK, shell.err
     assert runs[0]["method"]["labeler"]["_target_"].endswith("sne_adjacency")

@@ -26,7 +26,7 @@ from tests.runs import (
     weights,
 )
 
-EPOCHS = 5
+EPOCHS = 8
 RUN = (
     "pretext=rotnet",
     f"stages.pretext.epochs={EPOCHS}",

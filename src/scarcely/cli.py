@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CRASHED
     finally:
         sys.argv = before
-        os.environ.pop(_WANTS_TRACEBACK)
+        os.environ.pop(_WANTS_TRACEBACK, None)
         if wish is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:

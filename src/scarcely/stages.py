@@ -32,7 +32,7 @@ from scarcely.callbacks.history import History, Row, as_scalars, read_rows
 from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
 from scarcely.config.schema import METHOD_KEYS
-from scarcely.config.signature import signature_of
+from scarcely.config.signature import signature_of, source_of
 from scarcely.data.module import DataModule
 from scarcely.errors import UserError
 from scarcely.methods.base import Method, Place
@@ -102,6 +102,7 @@ class Job:
             "accelerator": accelerator,
             "torch": torch.__version__,
             "code": source_digest(),
+            **foreign_digests([self.method, self.backbone, self.data]),
         }
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -116,6 +117,18 @@ def source_digest() -> str:
     for path in (path for part in parts for path in sorted(here.glob(part))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def foreign_digests(values: Any) -> dict[str, str]:
+    """Return a hash of each module outside of this package that a configuration takes a class from."""
+    if isinstance(values, list):
+        return {k: v for value in values for k, v in foreign_digests(value).items()}
+    if not isinstance(values, dict):
+        return {}
+    target = str(values.get("_target_", "scarcely."))
+    path = None if target.startswith("scarcely.") else source_of(target)
+    own = {} if path is None else {target: hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}
+    return own | foreign_digests(list(values.values()))
 
 
 @dataclass

@@ -94,6 +94,13 @@ def constant_of(target: str, name: str) -> Any:
     return None
 
 
+def source_of(target: str) -> Path | None:
+    """Return the source file that a ``_target_`` names; None where there is none."""
+    with contextlib.suppress(LookupError):
+        return _source(target.rpartition(".")[0])
+    return None
+
+
 @cache
 def _source(module: str) -> Path | None:
     # find_spec imports the parents, whose __init__ files are empty here

@@ -84,7 +84,7 @@ class DataModule(pl.LightningDataModule):
             raise DataError(
                 f"no folder {self.root}",
                 where="data.root",
-                instead=f"a folder that holds {self.name}: data.root=FOLDER",
+                instead="a folder that exists: data.root=FOLDER",
             )
 
     def read(self) -> dict[str, Samples]:

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scarcely import checkpoints
+from scarcely import checkpoints, files
 from scarcely.backbones.small import SmallCNN
-from scarcely.errors import CheckpointError
+from scarcely.errors import CheckpointError, WriteError
+from scarcely.files import remove_parts, write_atomically
 from tests.runs import Process, start_run, wait_until
 
 OLD = {"weights": torch.arange(10.0), "epoch": 3}
@@ -84,8 +85,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_part(saved, monkeypatch, n
     def opened(path, mode):
         return FullDisk(open(path, mode), room, number)
 
-    monkeypatch.setattr(checkpoints, "open", opened, raising=False)
-    with pytest.raises(CheckpointError) as caught:
+    monkeypatch.setattr(files, "open", opened, raising=False)
+    with pytest.raises(WriteError) as caught:
         checkpoints.save(LARGE, saved)
     monkeypatch.undo()
     assert caught.value.what == "could not write last.ckpt: the disk is full; the previous one is whole"
@@ -98,7 +99,7 @@ def test_a_sync_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CheckpointError, match="disk is full"):
+    with pytest.raises(WriteError, match="disk is full"):
         checkpoints.save(LARGE, saved)
     assert is_whole(saved)
 
@@ -117,14 +118,14 @@ def test_without_an_older_one_the_message_promises_none(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WriteError) as caught:
         checkpoints.save(OLD, tmp_path / "deeper" / "new.ckpt")
     assert caught.value.what == "could not write new.ckpt: Input/output error"
     assert list((tmp_path / "deeper").iterdir()) == []
 
 
 def test_a_path_below_a_file_is_one_message(saved):
-    with pytest.raises(CheckpointError, match="could not write below"):
+    with pytest.raises(WriteError, match="could not write below"):
         checkpoints.save(OLD, saved / "below.ckpt")
     assert is_whole(saved)
 
@@ -135,14 +136,14 @@ def test_an_interrupted_write_leaves_the_old_checkpoint_and_stays_an_interruptio
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.write_atomically(saved, write)
+        write_atomically(saved, write)
     assert is_whole(saved)
 
 
 def test_what_cannot_be_saved_is_no_full_disk(saved):
     with pytest.raises(Exception, match="pickle") as caught:
         checkpoints.save({"f": lambda: 0}, saved)
-    assert not isinstance(caught.value, CheckpointError)
+    assert not isinstance(caught.value, WriteError)
     assert is_whole(saved)
 
 
@@ -154,7 +155,7 @@ def limit_and_save(folder: Path, size: int) -> int:
     checkpoints.save(OLD, folder / "last.ckpt")
     try:
         checkpoints.save(LARGE, folder / "last.ckpt")
-    except CheckpointError as error:
+    except WriteError as error:
         print(error)
         return 2
     return 0
@@ -210,7 +211,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
     process.wait()
     content = checkpoints.load(path)
     assert content["weights"].unique().tolist() == [content["number"]]
-    checkpoints.remove_parts(tmp_path)
+    remove_parts(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} <= {"last.ckpt", "log"}
 
 

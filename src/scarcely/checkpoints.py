@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,56 +15,10 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
 from scarcely.errors import CheckpointError
+from scarcely.files import write_atomically
 
 FORMAT = 1
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "backbone", "encoder", "net", "network")
-
-
-def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a file beside its target, sync it, and rename it: the old one survives any failure.
-
-    Args:
-        path: the target.
-        write: called with the open binary file.
-
-    Raises:
-        CheckpointError: the disk is full or the folder cannot be written to.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        cause = _failed_write(error)
-        if cause is None:
-            raise
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        kept = "; the previous one is whole" if path.exists() else ""
-        raise CheckpointError(
-            f"could not write {path.name}: {'the disk is full' if full else cause.strerror or cause}{kept}",
-            where=str(path.parent),
-            instead=f"{'free some space' if full else 'mend that'}, then the same command with resume=true",
-        ) from error
-
-
-def _failed_write(error: BaseException | None) -> OSError | None:
-    # torch's zip writer hides the error of a failing write behind a RuntimeError of its own
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left; the caller holds the folder's lock."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
 
 
 def save(content: Any, path: Path) -> None:

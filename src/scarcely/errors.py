@@ -41,5 +41,9 @@ class DataError(UserError):
     """The data are missing, unreadable or do not fit."""
 
 
+class WriteError(UserError):
+    """A file cannot be written: a full disk, a folder of somebody else."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, unreadable, unsafe or of another network."""

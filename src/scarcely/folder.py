@@ -12,8 +12,8 @@ from typing import Any
 
 import filelock
 
-from scarcely.checkpoints import write_atomically
 from scarcely.errors import ConfigError, UserError
+from scarcely.files import write_atomically
 
 # settings that may differ between a run and its continuation
 FREE = {"resume", "run_dir", "output_dir", "cache_dir", "command", "environment", "logger", "embedding_size"}
@@ -105,7 +105,7 @@ class RunFolder:
             from omegaconf import OmegaConf
 
             text = OmegaConf.to_yaml(OmegaConf.create(config))
-            write_atomically(self.path / "config.yaml", lambda file: file.write(text.encode()))
+            write_atomically(self.path / "config.yaml", text)
             yield
         finally:
             lock.release()

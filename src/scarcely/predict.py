@@ -57,9 +57,9 @@ def predict(arguments: dict[str, str]) -> None:
     import torch
     from hydra.utils import instantiate
 
-    from scarcely.checkpoints import write_atomically
     from scarcely.data.imagefolder import list_images
     from scarcely.data.loader import DeviceLoader
+    from scarcely.files import write_atomically
 
     folder, out = Path(arguments["images"]).expanduser(), Path(arguments["out"]).expanduser()
     if not arguments["batch_size"].isdigit() or int(arguments["batch_size"]) < 1:
@@ -103,7 +103,7 @@ def predict(arguments: dict[str, str]) -> None:
     writer.writerow(["file", "class" if classes else "cluster", "confidence"])
     for name, k, p in zip(samples.names, predicted.tolist(), confidence.tolist(), strict=True):
         writer.writerow([name, classes[k] if classes else k, f"{p:.4f}"])
-    write_atomically(out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
+    write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
     print(f"{len(samples)} images, {len(set(predicted.tolist()))} clusters: {out}", file=sys.stderr)
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from scarcely.config.check import check
 from scarcely.config.compose import finalize, run_name, without_recipe
-from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
+from scarcely.errors import CheckpointError, ConfigError, DataError
+from scarcely.files import write_atomically
+from scarcely.loggers import open_loggers, send_results
 
 
 def run(
@@ -73,29 +75,29 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
         names = f"method={config['method']['name']} data={config['data']['name']}"
         print(f"note: {names} has no recipe: the method's general defaults are used", file=sys.stderr)
 
-    with folder.opened(config), stages.logging_to(make_loggers(config, folder.path)) as loggers:
-        del loggers
+    with (
+        folder.opened(config),
+        open_loggers(config, folder.path) as loggers,
+        stages.logging_to(loggers),
+    ):
         trained: list[Any] = []
         rows: list[dict[str, Any]] = []
         inherited_key = ""
-        try:
-            for i, planned in enumerate(jobs):
-                job = replace(planned, inherited=str(trained[-1].weights)) if trained else planned
-                last = i == len(jobs) - 1
-                key = job.key(data.fingerprint(), inherited_key or _content_key(job.inherited), accelerator)
-                if last:
-                    done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
-                else:
-                    cache = Path(config["cache_dir"]).expanduser()
-                    done = stages.cached_stage(job, cache, data, accelerator, key, [])
-                    how = "found in the cache" if done.cached else f"trained in {done.seconds:.0f} s"
-                    print(f"{job.name}: {how}", file=sys.stderr, flush=True)
-                trained.append(done)
-                rows = [*rows, *done.rows]
-                inherited_key = key
-            results = _finish(config, folder.path, data, job, trained, accelerator, num_clusters)
-        finally:
-            close_loggers()
+        for i, planned in enumerate(jobs):
+            job = replace(planned, inherited=str(trained[-1].weights)) if trained else planned
+            last = i == len(jobs) - 1
+            key = job.key(data.fingerprint(), inherited_key or _content_key(job.inherited), accelerator)
+            if last:
+                done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
+            else:
+                cache = Path(config["cache_dir"]).expanduser()
+                done = stages.cached_stage(job, cache, data, accelerator, key, [])
+                how = "found in the cache" if done.cached else f"trained in {done.seconds:.0f} s"
+                print(f"{job.name}: {how}", file=sys.stderr, flush=True)
+            trained.append(done)
+            rows = [*rows, *done.rows]
+            inherited_key = key
+        results = _finish(config, folder.path, data, job, trained, accelerator, num_clusters, loggers)
     return _show(folder.path, results)
 
 
@@ -193,6 +195,7 @@ def _finish(
     trained: list[Any],
     accelerator: str,
     num_clusters: int,
+    loggers: list[Any],
 ) -> dict[str, Any]:
     """Score, write predictions and results, draw the report."""
     import numpy as np
@@ -206,9 +209,7 @@ def _finish(
     method = stages.build_method(job, data.input_shape, inherit=False)
     method.load_state_dict(content["state_dict"])
     outcome = evaluation.evaluate(method, data, config, torch.device(accelerator), num_clusters)
-    checkpoints.write_atomically(
-        folder / "predictions.npz", lambda file: np.savez_compressed(file, **outcome.arrays)
-    )
+    write_atomically(folder / "predictions.npz", lambda file: np.savez_compressed(file, **outcome.arrays))
     results = {
         "method": config["method"]["name"],
         "data": config["data"]["name"],
@@ -222,9 +223,11 @@ def _finish(
         "environment": config["environment"],
     }
     _report(config, folder, data, results)
+    for logger in loggers:
+        send_results(logger, results["metrics"], folder / "figures")
     # last of all: a folder with results.json is finished
     text = json.dumps(results, indent=1, default=str)
-    checkpoints.write_atomically(folder / "results.json", lambda file: file.write(text.encode()))
+    write_atomically(folder / "results.json", text)
     return results
 
 
@@ -236,8 +239,6 @@ def _report(config: dict[str, Any], folder: Path, data: Any, results: dict[str, 
     images = samples.inputs.numpy() if samples.kind == "images" else None
     evidence = Evidence.load(folder, images=images, names=samples.names, results=results)
     write_report(evidence)
-    for logger in _OPEN:
-        send_results(logger, results, evidence)
 
 
 def _show(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -246,62 +247,6 @@ def _show(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
 
     print_results(Evidence.load(folder, results=results))
     return results
-
-
-# -- loggers -------------------------------------------------------------------------------------
-
-_OPEN: list[Any] = []
-
-
-def make_loggers(config: Mapping[str, Any], folder: Path) -> list[Any]:
-    """Return the loggers beside metrics.csv."""
-    settings = config["logger"]
-    if settings["name"] == "wandb":
-        from scarcely.callbacks.wandb import make_wandb
-
-        _OPEN[:] = [make_wandb(config, folder)]
-    elif settings["name"] == "tensorboard":
-        try:
-            from pytorch_lightning.loggers import TensorBoardLogger
-
-            _OPEN[:] = [TensorBoardLogger(folder, name="", version="tensorboard")]
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "TensorBoard is not installed", where="logger", instead='pip install "scarcely[tensorboard]"'
-            ) from error
-    else:
-        _OPEN.clear()
-    return list(_OPEN)
-
-
-def send_results(logger: Any, results: Mapping[str, Any], evidence: Any) -> None:
-    """Send the final scores and the main pictures."""
-    for name, value in results["metrics"].items():
-        logger.log_metrics({f"final/{name}": value})
-    pictures = {path.stem: path for path in sorted((evidence.run_dir / "figures").glob("*.png"))}
-    if type(logger).__name__ == "WandbLogger":
-        for name, path in pictures.items():
-            logger.log_image(key=f"report/{name}", images=[str(path)])
-    else:
-        import numpy as np
-        from PIL import Image
-
-        for name, path in pictures.items():
-            with Image.open(path) as image:
-                logger.experiment.add_image(
-                    f"report/{name}", np.asarray(image.convert("RGB")), dataformats="HWC"
-                )
-
-
-def close_loggers() -> None:
-    """Finish all loggers, whatever happened: W&B would go on with the same run otherwise."""
-    for logger in _OPEN:
-        logger.finalize("success")
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
-
-            wandb.finish()
-    _OPEN.clear()
 
 
 def environment(accelerator: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from scarcely.config.schema import METHOD_KEYS
 from scarcely.config.signature import signature_of, source_of
 from scarcely.data.module import DataModule
 from scarcely.errors import UserError
+from scarcely.files import remove_parts
 from scarcely.methods.base import Method, Place
 from scarcely.seeds import derive_seed
 
@@ -360,7 +361,7 @@ def run_stage(
 ) -> Trained:
     """Train a stage in a folder of its own, in as many processes as it wants."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.remove_parts(folder)
+    remove_parts(folder)
     if job.trainer["devices"] > 1 and job.epochs > 0:
         launch(job, folder, accelerator, earlier)
     else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import numpy as np
 import pytest
 
 from scarcely.errors import DataError
 from scarcely.reports import Evidence
-from scarcely.reports.evidence import confusion_counts, write_atomically
+from scarcely.reports.evidence import confusion_counts
 from tests.reports.runs import digits_run, results
 
 
@@ -89,29 +88,3 @@ def test_confusion_counts_equal_counting_one_by_one():
 def test_confusion_counts_grow_with_what_they_find():
     assert confusion_counts(np.array([2]), np.array([4]), 1, 1).shape == (3, 5)
     assert confusion_counts(np.zeros(0, int), np.zeros(0, int)).shape == (0, 0)
-
-
-def test_a_reader_never_sees_a_part(tmp_path):
-    path = write_atomically(tmp_path / "deep" / "page", b"a" * 300_000)
-    stop = threading.Event()
-    seen = set()
-
-    def read():
-        while not stop.is_set():
-            content = path.read_bytes()
-            seen.add((len(content), content[:1], content[-1:]))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for turn in range(40):
-        write_atomically(path, b"ab"[turn % 2 : turn % 2 + 1] * 300_000)
-    stop.set()
-    reader.join()
-    assert seen <= {(300_000, b"a", b"a"), (300_000, b"b", b"b")}
-
-
-def test_a_failed_write_leaves_nothing_beside_the_target(tmp_path):
-    (tmp_path / "page").mkdir()
-    with pytest.raises(OSError):
-        write_atomically(tmp_path / "page", b"text")
-    assert [path.name for path in tmp_path.iterdir()] == ["page"]

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Mapping[str, str]) -> None:
-    from scarcely.checkpoints import write_atomically
+    from scarcely.files import write_atomically
 
     out, by_default = Path(arguments["out"]).expanduser(), arguments["out"] == DEFAULTS["out"]
     if out.is_dir() or not (by_default or out.absolute().parent.is_dir()):
@@ -65,7 +65,7 @@ def _command(arguments: Mapping[str, str]) -> None:
     content = circumstances(settings, " ".join(["python scripts/bench.py", *given]))
     content["rows"] = [asdict(row) for row in bench(settings)]
     text = json.dumps(content, indent=1)
-    write_atomically(out, lambda file: file.write(text.encode()))
+    write_atomically(out, text)
     print_table(content)
     print(out, file=sys.stderr)
 

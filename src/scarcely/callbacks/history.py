@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from scarcely.checkpoints import write_atomically
+from scarcely.files import write_atomically
 
 Row = dict[str, Any]
 
@@ -42,7 +42,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_atomically(path, text.getvalue())
 
 
 def as_scalars(row: Row) -> dict[str, float]:

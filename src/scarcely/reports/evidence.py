@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from scarcely.errors import DataError
+from scarcely.files import write_atomically
 
 _ARRAYS = ("predicted", "confidence", "labels", "features", "feature_index")
 
@@ -159,22 +159,6 @@ def confusion_counts(
     rows = max(num_classes, int(labels.max(initial=-1)) + 1)
     columns = max(num_clusters, int(predicted.max(initial=-1)) + 1)
     return np.bincount(labels * columns + predicted, minlength=rows * columns).reshape(rows, columns)
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write beside the target, sync, rename: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of the same folder out of each other's temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _read_results(path: Path) -> dict[str, Any]:

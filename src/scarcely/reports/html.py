@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scarcely.files import write_atomically
 from scarcely.reports import table
-from scarcely.reports.evidence import Evidence, write_atomically
+from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import build_figures, headline, plain, to_png
 
 if TYPE_CHECKING:

@@ -1,0 +1,67 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from scarcely.errors import WriteError
+
+
+def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
+    """Write a file beside its target, sync it, and rename it: the old one survives any failure.
+
+    Args:
+        path: the target; its folder is made.
+        content: bytes, text (UTF-8), or what is called with the open binary file.
+
+    Returns:
+        The target.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    # the process id keeps two writers of the same target out of each other's part
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        cause = _failed_write(error)
+        if cause is None:
+            raise
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        kept = "; the previous one is whole" if path.is_file() else ""
+        raise WriteError(
+            f"could not write {path.name}: {'the disk is full' if full else cause.strerror or cause}{kept}",
+            where=str(path.parent),
+            instead=f"{'free some space' if full else 'mend that'}, then the same command with resume=true",
+        ) from error
+    return path
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    # torch's zip writer hides the error of a failing write behind a RuntimeError of its own
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left; the caller holds the folder's lock."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)

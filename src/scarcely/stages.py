@@ -282,6 +282,7 @@ def train(
             seed=job.seed,
             stage=job.name,
             gather=getattr(method, "pairs", "local") == "global",
+            augmentation=method.augmentation(data.augmentation),
             **loaders,
         )
         scored = (

@@ -99,7 +99,7 @@ PAPER = {
         "labelers": {
             "cosine": {"threshold": 0.9},
             "sne": {"threshold": 0.01, "temperature": 1},
-            "knn": {"k": 20},
+            "knn": {"k": 20, "normalize": False},
         },
     },
     "cifar100_20": {
@@ -183,7 +183,7 @@ def test_a_value_of_one_labeler_does_not_leak_into_another():
     defaults = {
         "cosine": {"threshold": 0.9},
         "sne": {"threshold": 0.01, "temperature": 1.0},
-        "knn": {"k": 20},
+        "knn": {"k": 20, "normalize": False},
         "l2": {"threshold": 1.0, "normalize": False},
     }
     for data, labeler in itertools.product(PAPER, LABELERS):

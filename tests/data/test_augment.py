@@ -51,6 +51,18 @@ def test_image_views_are_normalised_channels_last_floats():
         assert view.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_first_of_several_image_views_is_clean_where_asked_for_and_a_single_one_is_not():
+    augmentation = ImageAugmentation([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], padding=2, flip=True, first_clean=True)
+    images = _images()
+    views = augmentation.apply(images, augmentation.draw(_generator(), 8, 3, (6, 6, 3)), 3)
+    assert torch.equal(views[0], augmentation.clean(images))
+    # the others are those that the same draws give two views of an augmentation without it
+    for view, alone in zip(views[1:], IMAGES.apply(images, IMAGES.draw(_generator(), 8, 2, (6, 6, 3)), 2)):
+        assert torch.equal(view, alone)
+    (single,) = augmentation.apply(images, augmentation.draw(_generator(), 8, 1, (6, 6, 3)), 1)
+    assert not torch.equal(single, augmentation.clean(images))
+
+
 def test_without_padding_and_flip_every_view_is_the_clean_one():
     plain = ImageAugmentation([0.5], [0.5])
     images = _images(channels=1)

@@ -243,6 +243,24 @@ def test_knn_of_20_is_self_and_18_others():
     assert knn_adjacency(line, 20)[0].nonzero().flatten().tolist() == list(range(19))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_knn_by_angle(seed):
+    features = torch.randn(12, 3, generator=torch.Generator().manual_seed(seed))
+    lengths = torch.rand(12, 1, generator=torch.Generator().manual_seed(seed + 100)) + 0.1
+    features = features * lengths
+    by_angle = knn_adjacency(features, 4, normalize=True)
+    assert torch.equal(by_angle, oracle.knn_adjacency(features, 4, normalize=True))
+    assert torch.equal(by_angle, knn_adjacency(features / lengths, 4, normalize=True))
+    assert not torch.equal(by_angle, knn_adjacency(features, 4))
+    features[0] = 0  # as far from every other: which of them are below the k-th is up to rounding
+    found, slow = (
+        knn_adjacency(features, 4, normalize=True),
+        oracle.knn_adjacency(features, 4, normalize=True),
+    )
+    assert torch.equal(found[1:, 1:], slow[1:, 1:])
+    assert torch.equal(found, found.mT)
+
+
 @pytest.mark.parametrize("k", [-1, 0, 1, 2])
 def test_knn_refuses_a_k_that_connects_nothing(k):
     with pytest.raises(ConfigError, match="connects nothing"):

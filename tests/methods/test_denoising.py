@@ -8,6 +8,7 @@ from torch import nn
 
 from scarcely.backbones.small import MLP, SmallCNN
 from scarcely.config.signature import mismatch, signature_of
+from scarcely.data.augment import ImageAugmentation, VectorAugmentation
 from scarcely.data.loader import Batch
 from scarcely.methods.denoising import Denoising
 from scarcely.methods.optimizer import Optimizer
@@ -41,6 +42,19 @@ def test_pixels_are_dropped_where_views_have_no_dropout_of_their_own():
     assert dropped.float().mean().item() == pytest.approx(0.4, abs=0.02)  # 12,800 pixels: 4 sigma
     torch.testing.assert_close(seen[0][~dropped], clean[~dropped] / 0.6)
     assert loss.isfinite()
+
+
+def test_vectors_are_corrupted_as_the_stage_says_and_images_cropped_as_the_data_say():
+    method = Denoising(MLP(12, (5, 4)), Optimizer(), (12,), dropout=0.7)
+    given = VectorAugmentation(dropout=0.1, first_clean=False)
+    augmentation = method.augmentation(given)
+    inputs = torch.ones(500, 12)
+    params = augmentation.draw(torch.Generator().manual_seed(0), 500, method.views, (12,))
+    clean, noisy = augmentation.apply(inputs, params, method.views)
+    assert torch.equal(clean, inputs)
+    assert (noisy == 0).float().mean().item() == pytest.approx(0.7, abs=0.03)  # 6,000 entries: 5 sigma
+    crops = ImageAugmentation(mean=[0.5], std=[0.5], padding=1)
+    assert method.augmentation(crops) is crops
 
 
 def test_the_final_score_is_the_error_on_clean_inputs():

@@ -55,8 +55,9 @@ def sne_adjacency(features, threshold, temperature):
     return adjacency(features, connected)
 
 
-def knn_adjacency(features, k):
+def knn_adjacency(features, k, normalize=False):
     def is_neighbour(j, i, rows):
+        rows = [unit(row) for row in rows] if normalize else rows
         distances = [squared_distance(rows[i], row) for row in rows]
         return distances[j] < sorted(distances)[k - 1]
 

@@ -47,6 +47,8 @@ class ImageAugmentation:
         padding: pixels added on every side before cropping to the original size; 0 for no crop.
         pad_mode: what is added: black, or the image reflected at its edge.
         flip: mirror half of the views.
+        first_clean: of several views leave the first as it is: the one that pairwise labels come
+            from. A single view is always augmented.
 
     Raises:
         ConfigError: `mean` and `std` do not fit together.
@@ -59,6 +61,7 @@ class ImageAugmentation:
         padding: NonNegativeInt = 0,
         pad_mode: Literal["zero", "reflect"] = "reflect",
         flip: bool = False,
+        first_clean: bool = False,
     ) -> None:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
@@ -81,6 +84,7 @@ class ImageAugmentation:
         self.padding = padding
         self.pad_mode: Literal["zero", "reflect"] = pad_mode
         self.flip = flip
+        self.first_clean = first_clean
 
     def check(self, shape: Sequence[int]) -> None:
         """Check the channels and the padding against images of `shape` (H, W, C).
@@ -107,10 +111,11 @@ class ImageAugmentation:
     def draw(
         self, generator: torch.Generator, count: int, views: int, shape: Sequence[int]
     ) -> dict[str, Tensor]:
-        """Draw the windows of all views, (count, views, 3); empty where nothing is random."""
+        """Draw the windows (count, V, 3) of the V views that are changed; empty where nothing is random."""
         if not (self.padding or self.flip):
             return {}
-        return {"windows": draw_windows(count, views, self.padding, self.flip, generator)}
+        changed = views - _clean_views(self.first_clean, views)
+        return {"windows": draw_windows(count, changed, self.padding, self.flip, generator)}
 
     def apply(self, inputs: Tensor, params: dict[str, Tensor], views: int) -> tuple[Tensor, ...]:
         """Cut, flip and normalise: (n, H, W, C) uint8 to V views (n, C, H, W) float32, channels_last.
@@ -120,7 +125,8 @@ class ImageAugmentation:
         if not params:
             return (self.clean(inputs),) * views
         crops = crop_flip(inputs, params["windows"], self.padding, self.pad_mode, self.flip)
-        return normalize(crops, self.mean, self.std).unbind(0)
+        changed = normalize(crops, self.mean, self.std).unbind(0)
+        return (self.clean(inputs),) * _clean_views(self.first_clean, views) + changed
 
     def clean(self, inputs: Tensor) -> Tensor:
         """Normalise only: (n, H, W, C) uint8 to (n, C, H, W) float32, channels_last."""
@@ -179,7 +185,7 @@ class VectorAugmentation:
         self, generator: torch.Generator, count: int, views: int, shape: Sequence[int]
     ) -> dict[str, Tensor]:
         """Draw the masks (count, V, D) bool and the noise (count, V, D) of the V views that are changed."""
-        size = (count, views - self._clean_views(views), *shape)
+        size = (count, views - _clean_views(self.first_clean, views), *shape)
         params: dict[str, Tensor] = {}
         if self.dropout:
             params["keep"] = _bernoulli(1 - self.dropout, size, generator)
@@ -189,7 +195,7 @@ class VectorAugmentation:
 
     def apply(self, inputs: Tensor, params: dict[str, Tensor], views: int) -> tuple[Tensor, ...]:
         """Return V views (n, D) of the inputs (n, D); views without change are the inputs themselves."""
-        clean = self._clean_views(views) if params else views
+        clean = _clean_views(self.first_clean, views) if params else views
         changed = []
         for view in range(views - clean):
             x = inputs
@@ -204,8 +210,9 @@ class VectorAugmentation:
         """Return the inputs themselves."""
         return inputs
 
-    def _clean_views(self, views: int) -> int:
-        return int(self.first_clean and views > 1)
+
+def _clean_views(first_clean: bool, views: int) -> int:
+    return int(first_clean and views > 1)
 
 
 def _bernoulli(probability: float, size: tuple[int, ...], generator: torch.Generator) -> Tensor:

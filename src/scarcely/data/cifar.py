@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from scarcely.data.arrays import checked_samples, image_samples, read_arrays
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.decode import load_images
 from scarcely.data.imagefolder import scan
 from scarcely.data.samples import Samples
@@ -92,7 +92,7 @@ class CIFAR10(_Pickles):
         *,
         name: str = "cifar10",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
@@ -190,7 +190,7 @@ class CIFAR100(_Pickles):
         *,
         name: str = "cifar100",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
@@ -221,7 +221,7 @@ class CIFAR100Coarse(CIFAR100):
         *,
         name: str = "cifar100_20",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.decode import load_images
 from scarcely.data.module import DataModule
 from scarcely.data.samples import Samples
@@ -80,7 +80,7 @@ class ImageFolder(DataModule):
         *,
         name: str = "imagefolder",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         size: PositiveInt = 32,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from scarcely.data.arrays import image_samples
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -35,7 +35,7 @@ class MNIST(TorchvisionSet):
         *,
         name: str = "mnist",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
@@ -112,7 +112,7 @@ class FashionMNIST(MNIST):
         *,
         name: str = "fashion_mnist",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
@@ -143,7 +143,7 @@ class KMNIST(MNIST):
         *,
         name: str = "kmnist",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import pytorch_lightning as pl
 import torch
 
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.loader import DeviceLoader, numbered
 from scarcely.data.samples import Samples
 from scarcely.errors import DataError
@@ -49,7 +49,7 @@ class DataModule(pl.LightningDataModule):
         *,
         name: str,
         kind: Literal["images", "vectors"],
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
     ) -> None:
@@ -221,7 +221,7 @@ class DataModule(pl.LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         gather: bool = False,
-        augmentation: ImageAugmentation | VectorAugmentation | None = None,
+        augmentation: Augmentation | None = None,
     ) -> DeviceLoader:
         """Return a shuffled loader of augmented views (see `DeviceLoader`) over a pool.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scarcely.data.arrays import image_samples
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -47,7 +47,7 @@ class STL10(TorchvisionSet):
         *,
         name: str = "stl10",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,

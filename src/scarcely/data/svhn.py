@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from scarcely.data.arrays import image_samples
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -35,7 +35,7 @@ class SVHN(TorchvisionSet):
         *,
         name: str = "svhn",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scarcely.data.arrays import read_arrays
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.module import DataModule
 from scarcely.data.samples import Samples
 from scarcely.errors import DataError
@@ -50,7 +50,7 @@ class TfidfFile(DataModule):
         *,
         name: str = "tfidf",
         kind: Literal["vectors"] = "vectors",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         normalize: bool = False,
@@ -119,7 +119,7 @@ class Reuters10k(TfidfFile):
         *,
         name: str = "reuters10k",
         kind: Literal["vectors"] = "vectors",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         normalize: bool = False,

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.module import DataModule
 from scarcely.errors import DataError
 
@@ -49,7 +49,7 @@ class TorchvisionSet(DataModule):
         *,
         name: str,
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from scarcely.data.arrays import checked_samples, image_samples, read_arrays
-from scarcely.data.augment import ImageAugmentation, VectorAugmentation
+from scarcely.data.augment import Augmentation
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 from scarcely.errors import DataError
@@ -41,7 +41,7 @@ class USPS(TorchvisionSet):
         *,
         name: str = "usps",
         kind: Literal["images"] = "images",
-        augmentation: ImageAugmentation | VectorAugmentation,
+        augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,

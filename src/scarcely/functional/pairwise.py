@@ -84,7 +84,7 @@ def sne_adjacency(
 
 
 @torch.no_grad()
-def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)]) -> Tensor:
+def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)], normalize: bool = False) -> Tensor:
     """Connect each sample with its nearest neighbours, in either direction (LSD-C, table 1).
 
     As in the authors' code, j is a neighbour of i if its distance is strictly below the k-th smallest
@@ -94,6 +94,8 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)]) -> Tensor:
     Args:
         features: (N, D).
         k: from 3 (a smaller k connects nothing) to N.
+        normalize: scale the features to unit length first: the neighbours by angle. A zero vector
+            stays zero.
 
     Returns:
         Bool (N, N).
@@ -109,7 +111,10 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)]) -> Tensor:
             where="k",
             instead="a larger batch_size, or a smaller k",
         )
-    distances = _squared_distances(features.float())
+    features = features.float()
+    if normalize:
+        features = F.normalize(features, dim=1)
+    distances = _squared_distances(features)
     kth_smallest = distances.topk(k, dim=1, largest=False).values[:, -1:]
     near = distances < kth_smallest
     return _with_self(near | near.mT)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scarcely.backbones.base import Backbone
+from scarcely.data.augment import Augmentation
 from scarcely.data.loader import Batch
 from scarcely.errors import UserError
 from scarcely.methods.optimizer import Optimizer
@@ -105,6 +106,10 @@ class Method(pl.LightningModule):
     def final_metrics(self, batches: Any) -> dict[str, float]:
         """Return the scores of a finished pretext; clusterers and classifiers are scored by the run."""
         return {}
+
+    def augmentation(self, given: Augmentation) -> Augmentation:
+        """Return how the views of a batch are made, for a method that needs other ones than the data's."""
+        return given
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return further numbers for the record of an epoch."""

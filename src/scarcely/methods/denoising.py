@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scarcely.backbones.base import Backbone
+from scarcely.data.augment import Augmentation, VectorAugmentation
 from scarcely.data.loader import Batch
 from scarcely.errors import ConfigError
 from scarcely.methods.base import Method
@@ -26,11 +27,11 @@ class Denoising(Method):
         backbone: the encoder.
         optimizer: optimizer and schedule.
         input_shape: (D,) or (C, H, W).
-        dropout: share of the pixels that are dropped. For vectors ``data.augmentation.dropout``
-            says how much of the second view is missing.
+        dropout: share of the entries that are dropped; the views of a clustering that follows may
+            lack another share (``data.augmentation.dropout``).
     """
 
-    views = 2  # the first clean, the second dropped out
+    views = 2  # of vectors the first is clean and the second corrupted
 
     def __init__(
         self,
@@ -58,11 +59,15 @@ class Denoising(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean squared error of the reconstruction."""
         clean, noisy = batch.views
-        if clean.dim() == 4:  # image views are normalised: zero is the mean colour
+        if clean.dim() == 4:  # two crops: one is not needed. Normalised, zero is the mean colour
             noisy = F.dropout(clean, self.dropout)
         loss = F.mse_loss(self.decoder(self.backbone(noisy)).float(), clean.flatten(1).float())
         self.record({"loss": loss})
         return loss
+
+    def augmentation(self, given: Augmentation) -> Augmentation:
+        """Return the data's own for images, and the corruption of this stage for vectors."""
+        return VectorAugmentation(self.dropout) if isinstance(given, VectorAugmentation) else given
 
     @torch.no_grad()
     def final_metrics(self, batches: Any) -> dict[str, float]:

@@ -5,6 +5,7 @@ import torch
 
 from scarcely.data.augment import ImageAugmentation, VectorAugmentation
 from scarcely.errors import ConfigError
+from scarcely.functional.views import warp
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -16,11 +17,13 @@ def _images(n: int = 8, size: int = 6, channels: int = 3) -> torch.Tensor:
 
 
 IMAGES = ImageAugmentation([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], padding=2, flip=True)
+WARPS = ImageAugmentation([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], degrees=20, shear=10, scale=0.1)
 VECTORS = VectorAugmentation(dropout=0.2, noise=0.1)
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "inputs"), [(IMAGES, _images()), (VECTORS, torch.rand(8, 12, generator=_generator()))]
+    ("augmentation", "inputs"),
+    [(IMAGES, _images()), (WARPS, _images()), (VECTORS, torch.rand(8, 12, generator=_generator()))],
 )
 def test_a_slice_of_the_draws_gives_the_slice_of_the_views(augmentation, inputs):
     params = augmentation.draw(_generator(), 8, 3, inputs.shape[1:])
@@ -33,7 +36,8 @@ def test_a_slice_of_the_draws_gives_the_slice_of_the_views(augmentation, inputs)
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "inputs"), [(IMAGES, _images()), (VECTORS, torch.rand(8, 12, generator=_generator()))]
+    ("augmentation", "inputs"),
+    [(IMAGES, _images()), (WARPS, _images()), (VECTORS, torch.rand(8, 12, generator=_generator()))],
 )
 def test_inputs_stay_as_they_are_and_views_differ(augmentation, inputs):
     before = inputs.clone()
@@ -49,6 +53,26 @@ def test_image_views_are_normalised_channels_last_floats():
         assert view.shape == (8, 3, 6, 6)
         assert view.dtype == torch.float32
         assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_crops_are_warped_each_view_of_each_image_on_its_own():
+    both = ImageAugmentation([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], padding=2, flip=True, degrees=40, scale=0.2)
+    images = _images(n=2)
+    params = both.draw(_generator(), 2, 3, (6, 6, 3))
+    crops = IMAGES.apply(images, {"windows": params["windows"]}, 3)
+    for v, view in enumerate(both.apply(images, params, 3)):
+        assert view.is_contiguous(memory_format=torch.channels_last)
+        for i in range(2):
+            matrix = params["warps"][i : i + 1, v]
+            expected = warp(crops[v][i : i + 1], matrix, "reflect", [-2.5, -0.4 / 0.3, -0.75])
+            torch.testing.assert_close(view[i : i + 1], expected)
+
+
+def test_a_black_image_stays_black():
+    views = ImageAugmentation([0.5], [0.5], pad_mode="zero", degrees=45, scale=0.5)
+    black = torch.zeros(4, 6, 6, 1, dtype=torch.uint8)
+    (view,) = views.apply(black, views.draw(_generator(), 4, 1, (6, 6, 1)), 1)
+    torch.testing.assert_close(view, views.clean(black))
 
 
 def test_the_first_of_several_image_views_is_clean_where_asked_for_and_a_single_one_is_not():

@@ -71,7 +71,7 @@ def test_moons_without_noise_lie_on_their_half_circles():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "backbone"), [("digits", (1, 20, 20), "small_cnn"), ("two_moons", (2,), "mlp")]
+    ("name", "shape", "backbone"), [("digits", (1, 16, 16), "small_cnn"), ("two_moons", (2,), "mlp")]
 )
 def test_the_shipped_config_builds_the_data_set_and_names_its_backbone(name, shape, backbone, tmp_path):
     (tmp_path / "main.yaml").write_text(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcely.errors import ConfigError
-from scarcely.functional.views import crop_flip, denormalize, draw_windows, normalize
+from scarcely.functional.views import crop_flip, denormalize, draw_warps, draw_windows, normalize, warp
 from tests.oracles import views as oracle
 
 
@@ -182,3 +183,55 @@ def test_crops_on_the_gpu_equal_those_on_the_cpu():
         windows = draw_windows(16, 3, 3, True, torch.Generator().manual_seed(0))
         cpu = crop_flip(images, windows, 3, mode, True)
         assert torch.equal(crop_flip(images.cuda(), windows.cuda(), 3, mode, True).cpu(), cpu)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    channels=st.integers(1, 3),
+    degrees=st.sampled_from([0.0, 10.0, 90.0, 180.0]),
+    shear=st.sampled_from([0.0, 20.0, 60.0]),
+    scale=st.sampled_from([0.0, 0.1, 0.6]),
+    mode=st.sampled_from(["zero", "reflect"]),
+    seed=st.integers(0, 1000),
+)
+def test_warps_equal_the_pixel_by_pixel_oracle(height, width, channels, degrees, shear, scale, mode, seed):
+    def generator():
+        return torch.Generator().manual_seed(seed)
+
+    images = torch.randn(3, channels, height, width, generator=generator())
+    black = [-0.5, 0.25, 1.0][:channels]
+    matrices = draw_warps(3, 1, degrees, shear, scale, generator())[:, 0]
+    found = warp(images, matrices, mode, black)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    drawn = torch.rand(3, 1, 3, generator=generator())[:, 0].double() * 2 - 1
+    for i in range(3):
+        angle, slant, grown = (drawn[i] * torch.tensor([degrees, shear, scale])).tolist()
+        expected = oracle.warped(images[i], math.radians(angle), math.radians(slant), 1 + grown, mode, black)
+        torch.testing.assert_close(found[i].double(), expected, atol=2e-4, rtol=0)
+
+
+def test_warps_by_hand():
+    image = torch.zeros(1, 1, 3, 3)
+    image[0, 0, 0, 1] = 1  # at the top
+    quarter = torch.tensor([[[0.0, -1.0], [1.0, 0.0]]])  # the view's right is the image's bottom
+    turned = warp(image, quarter, "zero", [0.0])
+    assert turned[0, 0].nonzero().tolist() == [[1, 0]], "the top went to the left"
+    identity = warp(image, torch.eye(2)[None], "zero", [0.0])
+    torch.testing.assert_close(identity, image)
+
+
+def test_warps_stay_within_their_bounds_and_reach_them():
+    matrices = draw_warps(2000, 1, 30, 0, 0.2, torch.Generator().manual_seed(0))[:, 0]
+    size = 1 / torch.linalg.det(matrices).sqrt()
+    angle = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]).rad2deg()
+    for value, low, high in ((size, 0.8, 1.2), (angle, -30, 30)):
+        reach = high - low
+        assert low - 1e-4 <= value.min() <= low + 0.01 * reach
+        assert high - 0.01 * reach <= value.max() <= high + 1e-4
+    sheared = draw_warps(2000, 1, 0, 40, 0, torch.Generator().manual_seed(0))[:, 0]
+    slant = sheared[:, 0, 1].atan().rad2deg()
+    assert -40 <= slant.min() <= -39
+    assert 39 <= slant.max() <= 40
+    assert torch.equal(draw_warps(3, 2, 0, 0, 0, torch.Generator()), torch.eye(2).expand(3, 2, 2, 2))

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from scarcely.errors import ConfigError
-from scarcely.functional.views import check_padding, crop_flip, denormalize, draw_windows, normalize
+from scarcely.functional.views import (
+    check_padding,
+    crop_flip,
+    denormalize,
+    draw_warps,
+    draw_windows,
+    normalize,
+    warp,
+)
 from scarcely.spec import Annotated, NonNegative, NonNegativeInt, Range
 
 __all__ = ["Augmentation", "ImageAugmentation", "VectorAugmentation"]
@@ -39,7 +47,7 @@ class Augmentation(Protocol):
 
 
 class ImageAugmentation:
-    """Random crop of the padded image and horizontal flip, each view of each image on its own.
+    """Random crop of the padded image, horizontal flip, rotation, shear and scale, each view on its own.
 
     Args:
         mean: mean of each channel, for values in [0, 1].
@@ -47,6 +55,9 @@ class ImageAugmentation:
         padding: pixels added on every side before cropping to the original size; 0 for no crop.
         pad_mode: what is added: black, or the image reflected at its edge.
         flip: mirror half of the views.
+        degrees: rotate by up to so many, either way.
+        shear: shear along the rows by up to so many degrees, either way.
+        scale: enlarge, or make smaller, by up to this share.
         first_clean: of several views leave the first as it is: the one that pairwise labels come
             from. A single view is always augmented.
 
@@ -61,6 +72,9 @@ class ImageAugmentation:
         padding: NonNegativeInt = 0,
         pad_mode: Literal["zero", "reflect"] = "reflect",
         flip: bool = False,
+        degrees: Annotated[float, Range(low=0, high=180)] = 0.0,
+        shear: Annotated[float, Range(low=0, below=90)] = 0.0,
+        scale: Annotated[float, Range(low=0, below=1)] = 0.0,
         first_clean: bool = False,
     ) -> None:
         self.mean = tuple(float(value) for value in mean)
@@ -84,6 +98,8 @@ class ImageAugmentation:
         self.padding = padding
         self.pad_mode: Literal["zero", "reflect"] = pad_mode
         self.flip = flip
+        self.degrees, self.shear, self.scale = degrees, shear, scale
+        self._black = tuple(-m / s for m, s in zip(self.mean, self.std))
         self.first_clean = first_clean
 
     def check(self, shape: Sequence[int]) -> None:
@@ -111,22 +127,36 @@ class ImageAugmentation:
     def draw(
         self, generator: torch.Generator, count: int, views: int, shape: Sequence[int]
     ) -> dict[str, Tensor]:
-        """Draw the windows (count, V, 3) of the V views that are changed; empty where nothing is random."""
-        if not (self.padding or self.flip):
-            return {}
+        """Draw the windows (count, V, 3) and warps (count, V, 2, 2) of the V views that are changed.
+
+        What is not random is left out.
+        """
         changed = views - _clean_views(self.first_clean, views)
-        return {"windows": draw_windows(count, changed, self.padding, self.flip, generator)}
+        params = {}
+        if self.padding or self.flip:
+            params["windows"] = draw_windows(count, changed, self.padding, self.flip, generator)
+        if self.degrees or self.shear or self.scale:
+            params["warps"] = draw_warps(count, changed, self.degrees, self.shear, self.scale, generator)
+        return params
 
     def apply(self, inputs: Tensor, params: dict[str, Tensor], views: int) -> tuple[Tensor, ...]:
-        """Cut, flip and normalise: (n, H, W, C) uint8 to V views (n, C, H, W) float32, channels_last.
+        """Cut, flip, normalise and warp: (n, H, W, C) uint8 to V views (n, C, H, W) float32, channels_last.
 
         Where nothing is random all views are one and the same tensor.
         """
         if not params:
             return (self.clean(inputs),) * views
-        crops = crop_flip(inputs, params["windows"], self.padding, self.pad_mode, self.flip)
-        changed = normalize(crops, self.mean, self.std).unbind(0)
-        return (self.clean(inputs),) * _clean_views(self.first_clean, views) + changed
+        clean = _clean_views(self.first_clean, views)
+        if "windows" in params:
+            crops = crop_flip(inputs, params["windows"], self.padding, self.pad_mode, self.flip)
+        else:
+            crops = inputs.expand(views - clean, *inputs.shape)
+        changed = normalize(crops, self.mean, self.std)
+        if "warps" in params:
+            warps = params["warps"].transpose(0, 1).flatten(0, 1)
+            warped = warp(changed.flatten(0, 1), warps, self.pad_mode, self._black)
+            changed = warped.unflatten(0, changed.shape[:2])
+        return (self.clean(inputs),) * clean + changed.unbind(0)
 
     def clean(self, inputs: Tensor) -> Tensor:
         """Normalise only: (n, H, W, C) uint8 to (n, C, H, W) float32, channels_last."""

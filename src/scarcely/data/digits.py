@@ -34,7 +34,7 @@ class Digits(DataModule):
         self,
         *,
         augmentation: ImageAugmentation,
-        size: PositiveInt = 20,
+        size: PositiveInt = 16,
         name: str = "digits",
         kind: Literal["images"] = "images",
         root: None = None,

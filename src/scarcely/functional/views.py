@@ -1,4 +1,4 @@
-"""Random views of small images: crop, flip and normalisation of a whole batch at once.
+"""Random views of small images: crop, flip, normalisation and warps of a whole batch at once.
 
 Images stay uint8 and (H, W, C) until the last step. In that layout W neighbouring pixels are one
 contiguous run of bytes, so a crop of all views of all images is one gather of runs.
@@ -6,16 +6,18 @@ contiguous run of bytes, so a crop of all views of all images is one gather of r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scarcely.errors import ConfigError
 
-__all__ = ["check_padding", "crop_flip", "denormalize", "draw_windows", "normalize"]
+__all__ = ["check_padding", "crop_flip", "denormalize", "draw_warps", "draw_windows", "normalize", "warp"]
 
 PadMode = Literal["zero", "reflect"]
 
@@ -109,6 +111,56 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     shift = images.new_tensor(mean, dtype=torch.float32)
     pixels = images.movedim(-3, -1).float() * scale + shift
     return (pixels * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def draw_warps(
+    count: int, views: int, degrees: float, shear: float, scale: float, generator: torch.Generator
+) -> Tensor:
+    """Draw how each view of each image is rotated, sheared and scaled.
+
+    Args:
+        count: number of images.
+        views: number of views of each.
+        degrees: rotation by up to so many, either way.
+        shear: along the rows, by up to so many degrees, either way.
+        scale: enlarged or made smaller by up to this share.
+        generator: a CPU generator, so that every device sees the same warps.
+
+    Returns:
+        (count, views, 2, 2) float32 on the CPU: R(angle) · S(shear) / size, which takes a place in
+        the view, (x, y) in pixels from its centre, to the place in the image that is seen there.
+    """
+    bounds = torch.tensor([math.radians(degrees), math.radians(shear), scale])
+    angle, slant, grown = ((torch.rand(count, views, 3, generator=generator) * 2 - 1) * bounds).unbind(-1)
+    cos, sin, tan = angle.cos(), angle.sin(), slant.tan()
+    matrix = torch.stack([cos, cos * tan - sin, sin, sin * tan + cos], dim=-1).unflatten(-1, (2, 2))
+    return matrix / (1 + grown)[..., None, None]
+
+
+def warp(images: Tensor, matrices: Tensor, pad_mode: PadMode, black: Sequence[float]) -> Tensor:
+    """Rotate, shear and scale images about their centre, with bilinear interpolation.
+
+    Args:
+        images: (N, C, H, W) floats.
+        matrices: (N, 2, 2), from a place in the view to one in the image (see `draw_warps`).
+        pad_mode: what lies beyond the image: ``zero`` (black), or the image itself, reflected at its
+            outer edge (``reflect``).
+        black: value of black in each channel.
+
+    Returns:
+        (N, C, H, W), channels_last.
+    """
+    n, channels, height, width = images.shape
+    # torch counts from -1 to 1 along either side, whatever its length
+    aspect = images.new_tensor([[1.0, height / width], [width / height, 1.0]])
+    theta = F.pad(matrices.to(images.dtype) * aspect, (0, 1))
+    grid = F.affine_grid(theta, [n, channels, height, width], align_corners=False)
+    if pad_mode == "reflect":
+        seen = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    else:
+        ground = images.new_tensor(black)[:, None, None]
+        seen = F.grid_sample(images - ground, grid, padding_mode="zeros", align_corners=False) + ground
+    return seen.contiguous(memory_format=torch.channels_last)
 
 
 def check_padding(height: int, width: int, padding: int, pad_mode: PadMode) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from scarcely.reports import build_figures, figures
 from scarcely.reports.evidence import confusion_counts
+from scarcely.reports.figures import style
 from tests.reports.runs import digits_run, history, random_run
 
 
@@ -302,7 +303,7 @@ def test_connections_count_each_pair_once_and_no_self_pair():
 
 def test_every_stage_has_its_own_line_and_its_own_epochs():
     loss = figures.curves(history()).axes[0]
-    lines = [line for line in loss.lines if line.get_color() == figures.TEN[0] and line.get_linewidth() > 1]
+    lines = [line for line in loss.lines if line.get_color() == style.TEN[0] and line.get_linewidth() > 1]
     assert [len(line.get_xdata()) for line in lines] == [3, 6]
     assert lines[0].get_xdata()[-1] < lines[1].get_xdata()[0]
     labels = [label.get_text() for label in loss.get_xticklabels()]
@@ -313,7 +314,7 @@ def test_every_stage_has_its_own_line_and_its_own_epochs():
 def test_an_epoch_that_was_run_again_counts_once():
     rows = [*history(), {"stage": "clustering", "epoch": 5, "loss": 123.0}]
     loss = figures.curves(rows).axes[0]
-    drawn = np.concatenate([line.get_ydata() for line in loss.lines if line.get_color() == figures.TEN[0]])
+    drawn = np.concatenate([line.get_ydata() for line in loss.lines if line.get_color() == style.TEN[0]])
     assert 123.0 in drawn
     assert len(drawn) == len(history())
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from scarcely.errors import WriteError
 from scarcely.reports import build_figures, write_report
 from scarcely.reports.html import CAPTIONS, Caption
 from tests.reports.runs import digits_run, random_run, results
@@ -114,7 +115,7 @@ def test_bytes_that_are_no_text_do_not_lose_the_page(tmp_path):
 
 def test_a_page_that_cannot_be_written_leaves_no_part(tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(WriteError, match="could not write report.html"):
         write_report(digits_run(tmp_path), figures={})
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 

@@ -1,0 +1,109 @@
+"""The pictures of a run: one function a figure, arrays in, a matplotlib ``Figure`` out.
+
+Figures are made with matplotlib's object API. Nothing goes through pyplot, so nothing is shared: they
+can be drawn in a thread, and none needs to be closed. Text from outside (class names, stages) is shown
+as it is, never read as a formula. Where there is nothing to show a function returns None, or a figure
+that says so; each says which.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scarcely.reports.evidence import Evidence
+from scarcely.reports.figures import style
+from scarcely.reports.figures.confusions import confident_confusion, confusion
+from scarcely.reports.figures.embeddings import embedding
+from scarcely.reports.figures.matching import match_clusters
+from scarcely.reports.figures.montages import montage
+from scarcely.reports.figures.pair_graphs import connections
+from scarcely.reports.figures.sizes import cluster_sizes
+from scarcely.reports.figures.style import headline, palette, plain, to_png
+from scarcely.reports.figures.training import curves, pseudo_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "build_figures",
+    "cluster_sizes",
+    "confident_confusion",
+    "confusion",
+    "connections",
+    "curves",
+    "embedding",
+    "headline",
+    "match_clusters",
+    "montage",
+    "palette",
+    "plain",
+    "pseudo_labels",
+    "to_png",
+]
+
+log = logging.getLogger(__name__)
+
+
+def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, Figure]:
+    """Make every figure that a run has evidence for, the most telling first.
+
+    A figure that fails is replaced by one that says why, with the traceback in the log: hours of
+    training are not lost to a picture.
+
+    Args:
+        evidence: what the run left behind.
+        seed: of the embedding; the run's own if not given.
+
+    Returns:
+        Figures by name, which is also the stem of their file: ``confusion``, ``confident``,
+        ``test-confusion``, ``sizes``, ``montage`` (then ``montage-2`` and on), ``embedding``,
+        ``pairs``, ``curves``; only those that there are.
+    """
+    if seed is None:
+        given = evidence.results.get("seed")
+        seed = given if isinstance(given, int) else 0
+    identity = evidence.kind == "classification"
+    word = "Classes" if identity else "Clusters and classes"
+    classes, clusters = evidence.classes, evidence.num_clusters
+    predicted, confidence, labels = evidence.predicted, evidence.confidence, evidence.labels
+    counts = evidence.counts
+    matching = None if counts is None else match_clusters(counts, identity=identity)
+    if identity and matching is None:  # nothing to compare with, yet predictions have names
+        matching = match_clusters(np.zeros((len(classes), max(clusters, len(classes)))), identity=True)
+    figures: dict[str, Figure] = {}
+
+    def add(name: str, make: Callable[..., Figure | list[Figure] | None], *args: Any, **options: Any) -> None:
+        try:
+            made = make(*args, **options)
+        except Exception as error:
+            log.warning("The figure '%s' could not be drawn.", name, exc_info=True)
+            made = style.note(name, style.safe(f"could not be drawn: {type(error).__name__}: {error}", 100))
+        pages = made if isinstance(made, list) else [] if made is None else [made]
+        for page, figure in enumerate(pages, start=1):
+            figures[name if page == 1 else f"{name}-{page}"] = figure
+
+    if counts is not None:
+        add("confusion", confusion, counts, classes, word, matching=matching)
+        if confidence is not None:
+            known = (predicted, confidence, labels, classes, clusters)
+            add("confident", confident_confusion, *known, matching=matching)
+    if evidence.test is not None:
+        unseen = np.asarray(evidence.test["counts"])
+        add("test-confusion", confusion, unseen, classes, f"{word} of the test split", identity=identity)
+    if predicted is not None:
+        add("sizes", cluster_sizes, predicted, labels, classes, clusters, matching=matching)
+        if evidence.images is not None:
+            shown = (evidence.images, predicted, confidence, clusters, labels, classes)
+            add("montage", montage, *shown, matching=matching)
+    if evidence.features is not None:
+        index = evidence.feature_index
+        subset = [None if array is None else np.asarray(array)[index] for array in (labels, predicted)]
+        features = (evidence.features, *subset, classes, clusters)
+        add("embedding", embedding, *features, matching=matching, seed=seed)
+    add("pairs", pseudo_labels, evidence.history)
+    add("curves", curves, evidence.history)
+    return figures

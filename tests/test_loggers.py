@@ -16,7 +16,7 @@ from tests.runs import TINY
 @pytest.fixture(autouse=True)
 def _no_account(tmp_path, monkeypatch):
     """No account and no settings of whoever runs the tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -63,9 +63,9 @@ def test_wandb_without_an_account_is_offline_and_complete(tmp_path):
 
 def test_an_account_is_found_where_wandb_leaves_it(tmp_path, monkeypatch):
     assert not loggers._has_wandb_account()
-    (tmp_path / "netrc").write_text("machine example.org login user password 0\n")
+    (tmp_path / "netrc").write_text("machine example.org:8080 login user password 0\n")
     assert not loggers._has_wandb_account()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://example.org/wandb")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://example.org:8080/wandb")
     assert loggers._has_wandb_account()
     monkeypatch.delenv("WANDB_BASE_URL")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -87,6 +87,27 @@ def test_a_logger_is_finished_whatever_happens(monkeypatch, tmp_path, error, sta
     with pytest.raises(error) if error else contextlib.nullcontext():
         run()
     assert states == [("a logger", status)]
+
+
+def test_a_logger_that_fails_is_still_closed_and_hides_no_error(monkeypatch, tmp_path):
+    class WandbLogger:
+        def finalize(self, status):
+            raise OSError("the disk is full")
+
+    closed = []
+    monkeypatch.setattr(wandb, "finish", lambda exit_code: closed.append(exit_code))
+    monkeypatch.setitem(loggers._OPEN, "wandb", lambda config, folder: WandbLogger())
+
+    def run(error=None):
+        with loggers.open_loggers({"logger": {"name": "wandb"}}, tmp_path):
+            if error:
+                raise error
+
+    with pytest.raises(KeyError):
+        run(KeyError("of the run"))
+    with pytest.raises(OSError, match="disk is full"):
+        run()
+    assert closed == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["csv", "none"])

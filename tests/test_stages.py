@@ -92,6 +92,23 @@ def test_training_starts_from_what_was_inherited(config, data, pretext, tmp_path
         torch.testing.assert_close(after[name], source[name], rtol=0, atol=1e-8)
 
 
+def test_a_stage_sees_the_views_that_its_method_asks_for(tmp_path, monkeypatch):
+    from scarcely.methods.denoising import Denoising
+
+    config = compose("data=two_moons", "fast=true", "stages.pretext.dropout=0.9", base=())
+    config["data"]["augmentation"] |= {"dropout": 0.0, "noise": 0.0}
+    moons = data_of(config)
+    seen = []
+    step = Denoising.training_step
+    monkeypatch.setattr(
+        Denoising, "training_step", lambda m, batch, i: seen.append(batch.views) or step(m, batch, i)
+    )
+    stages.train(job_of(config, moons, 0), tmp_path, moons, "cpu")
+    clean, noisy = (torch.cat(views) for views in zip(*seen))
+    assert (clean == 0).float().mean() < 0.01
+    assert (noisy == 0).float().mean().item() == pytest.approx(0.9, abs=0.1)
+
+
 def test_a_checkpoint_of_another_network_is_refused_before_training(data, pretext):
     _, trained = pretext
     wider = compose(*RUN, "backbone.width=6")

@@ -49,7 +49,8 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
         raise WriteError(
             f"could not write {path.name}: {'the disk is full' if full else cause.strerror or cause}{kept}",
             where=str(path.parent),
-            instead=f"{'free some space' if full else 'mend that'}, then the same command with resume=true",
+            instead=f"{'free some space' if full else 'mend that'}, then the same command again "
+            "(of train.py with resume=true: it goes on from the last checkpoint)",
         ) from error
     return path
 
@@ -63,5 +64,5 @@ def _failed_write(error: BaseException | None) -> OSError | None:
 
 def remove_parts(folder: Path) -> None:
     """Remove what a process that was killed while it wrote has left; the caller holds the folder's lock."""
-    for part in folder.glob(".*.part"):
+    for part in [*folder.glob(".*.part"), *folder.glob("figures/.*.part")]:
         part.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import netrc
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from scarcely.errors import UserError
@@ -36,7 +36,8 @@ def open_loggers(config: Mapping[str, Any], folder: Path) -> Iterator[list[Logge
     try:
         yield [logger]
     except BaseException:
-        _finish(logger, "failed")
+        with contextlib.suppress(Exception):  # what went wrong in the run is what matters
+            _finish(logger, "failed")
         raise
     _finish(logger, "success")
 
@@ -61,11 +62,13 @@ def send_results(logger: Logger, metrics: Mapping[str, float], figures: Path) ->
 
 
 def _finish(logger: Logger, status: str) -> None:
-    logger.finalize(status)
-    if type(logger).__name__ == "WandbLogger":  # the next job of a sweep is a run of its own
-        import wandb
+    try:
+        logger.finalize(status)
+    finally:
+        if type(logger).__name__ == "WandbLogger":  # the next job of a sweep is a run of its own
+            import wandb
 
-        wandb.finish(exit_code=0 if status == "success" else 1)
+            wandb.finish(exit_code=0 if status == "success" else 1)
 
 
 def _open_tensorboard(config: Mapping[str, Any], folder: Path) -> Logger:
@@ -84,9 +87,11 @@ def _open_wandb(config: Mapping[str, Any], folder: Path) -> Logger:
     from pytorch_lightning.loggers import WandbLogger
 
     settings = config["logger"]
-    offline = settings["offline"]
-    if offline is None and not os.environ.get("WANDB_MODE"):
-        offline = not _has_wandb_account()
+    mode: Literal["online", "offline"] | None = None  # as W&B's own settings say
+    if settings["offline"] is not None:
+        mode = "offline" if settings["offline"] else "online"
+    elif not (os.environ.get("WANDB_MODE") or _has_wandb_account()):
+        mode = "offline"
     name = f"{config['method']['name']}-{config['data']['name']}"
     (folder / "wandb").mkdir(exist_ok=True)  # or W&B writes into the system's temporary folder
     return WandbLogger(
@@ -97,7 +102,7 @@ def _open_wandb(config: Mapping[str, Any], folder: Path) -> Logger:
         resume="allow",
         save_dir=str(folder),
         # Lightning's own `offline` sets a variable that outlives the run, and comes too late
-        mode=None if offline is None else "offline" if offline else "online",
+        mode=mode,
         config={k: v for k, v in config.items() if k != "plan"},
     )
 
@@ -106,10 +111,10 @@ def _has_wandb_account() -> bool:
     """Return whether there is a key for W&B where `wandb login` leaves it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = os.environ.get("NETRC") or Path.home() / ("_netrc" if os.name == "nt" else ".netrc")
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    path = os.environ.get("NETRC") or ("~/_netrc" if os.name == "nt" else "~/.netrc")
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     try:
-        return host in netrc.netrc(str(path)).hosts
+        return server in netrc.netrc(os.path.expanduser(path)).hosts
     except (OSError, netrc.NetrcParseError):
         return False
 

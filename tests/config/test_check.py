@@ -85,6 +85,10 @@ WRONG = {
     "data.resident": ("gpu",),
     "data.augmentation.padding": (-1, 1.5),
     "data.augmentation.pad_mode": ("mirror",),
+    "data.augmentation.degrees": (-1, 181),
+    "data.augmentation.shear": (-1, 90),
+    "data.augmentation.scale": (-0.1, 1),
+    "data.augmentation.first_clean": ("both",),
     "data.augmentation.mean": (0.5, ["a"]),
     "backbone.width": (0, "wide"),
 }
@@ -204,6 +208,13 @@ def test_half_precision_needs_a_gpu():
 
 def test_vectors_have_no_patches():
     assert "RICAP" in complaint((*TFIDF, "method.composition=ricap")).what
+
+
+def test_views_that_are_turned_too_far_hide_the_rotation():
+    turned = ("pretext=rotnet", "data.augmentation.degrees=45")
+    assert complaint(turned).where == "data.augmentation.degrees"
+    sound("pretext=rotnet", "data.augmentation.degrees=44")
+    sound("pretext=none", "data.augmentation.degrees=180")
 
 
 def test_vectors_have_no_rotations():

@@ -162,7 +162,18 @@ def test_the_views_of_a_pair_are_those_of_the_paper():
     assert (cifar["mean"], cifar["std"]) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
     assert (stl["padding"], stl["pad_mode"], stl["flip"]) == (12, "reflect", True)
     assert (stl["mean"], stl["std"]) == ([0.4467, 0.4398, 0.4066], [0.2603, 0.2566, 0.2713])
-    assert composed("data=reuters10k")["data"]["augmentation"]["dropout"] == 0.2
+    reuters = composed("data=reuters10k")
+    assert reuters["data"]["augmentation"]["dropout"] == reuters["plan"][0]["method"]["dropout"] == 0.2
+
+
+def test_views_of_a_recipe_reach_its_pair_alone():
+    ours = composed("data=tfidf")
+    pretext, cluster = (stage["method"] for stage in ours["plan"])
+    assert (pretext["epochs"], pretext["dropout"]) == (20, 0.8)
+    assert (cluster["labeler"]["k"], cluster["labeler"]["normalize"]) == (60, True)
+    assert ours["data"]["augmentation"]["dropout"] == 0.8
+    assert composed("data=tfidf", "method=supervised")["data"]["augmentation"]["dropout"] == 0.2
+    assert composed("data=two_moons")["plan"][0]["method"]["dropout"] == 0
 
 
 def test_stl10_takes_its_only_labeler_by_itself_and_never_against_the_user(tmp_path):

@@ -68,6 +68,27 @@ def test_crops_are_warped_each_view_of_each_image_on_its_own():
             torch.testing.assert_close(view[i : i + 1], expected)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_clean_first_view_beside_warped_ones(padding):
+    given = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "padding": padding, "degrees": 20, "shear": 10}
+    images = _images()
+    with_clean, without = (ImageAugmentation(**given, first_clean=clean) for clean in (True, False))
+    views = with_clean.apply(images, with_clean.draw(_generator(), 8, 3, (6, 6, 3)), 3)
+    assert len(views) == 3
+    assert torch.equal(views[0], with_clean.clean(images))
+    others = without.apply(images, without.draw(_generator(), 8, 2, (6, 6, 3)), 2)
+    for view, other in zip(views[1:], others):
+        assert torch.equal(view, other)
+        assert not torch.equal(view, views[0])
+
+
+@pytest.mark.parametrize("wrong", [{"degrees": 181}, {"shear": 90}, {"scale": 1}, {"scale": -0.1}])
+def test_warps_beyond_their_range_are_refused(wrong):
+    with pytest.raises(ConfigError) as caught:
+        ImageAugmentation([0.5], [0.5], **wrong)
+    assert caught.value.where == f"data.augmentation.{next(iter(wrong))}"
+
+
 def test_a_black_image_stays_black():
     views = ImageAugmentation([0.5], [0.5], pad_mode="zero", degrees=45, scale=0.5)
     black = torch.zeros(4, 6, 6, 1, dtype=torch.uint8)

@@ -44,17 +44,31 @@ def test_pixels_are_dropped_where_views_have_no_dropout_of_their_own():
     assert loss.isfinite()
 
 
-def test_vectors_are_corrupted_as_the_stage_says_and_images_cropped_as_the_data_say():
+def test_vectors_are_corrupted_as_the_stage_says():
     method = Denoising(MLP(12, (5, 4)), Optimizer(), (12,), dropout=0.7)
-    given = VectorAugmentation(dropout=0.1, first_clean=False)
-    augmentation = method.augmentation(given)
+    augmentation = method.augmentation(VectorAugmentation(dropout=0.1, first_clean=False))
     inputs = torch.ones(500, 12)
     params = augmentation.draw(torch.Generator().manual_seed(0), 500, method.views, (12,))
     clean, noisy = augmentation.apply(inputs, params, method.views)
     assert torch.equal(clean, inputs)
     assert (noisy == 0).float().mean().item() == pytest.approx(0.7, abs=0.03)  # 6,000 entries: 5 sigma
-    crops = ImageAugmentation(mean=[0.5], std=[0.5], padding=1)
+    noise = Denoising(MLP(2, (5, 4)), Optimizer(), (2,), dropout=0).augmentation(
+        VectorAugmentation(0.3, 0.05)
+    )
+    assert (noise.dropout, noise.noise) == (0, 0.05), "the noise of the data stays"
+
+
+def test_images_are_reconstructed_as_the_data_augment_them():
+    torch.manual_seed(0)
+    method = Denoising(SmallCNN(width=2, num_features=4), Optimizer(), (1, 16, 16), dropout=0.4)
+    crops = ImageAugmentation(mean=[0.5], std=[0.5], padding=1, first_clean=True)
     assert method.augmentation(crops) is crops
+    clean, cropped = torch.rand(2, 50, 1, 16, 16) + 1
+    seen = []
+    method.backbone.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    method.training_step(Batch(torch.arange(50), (clean, cropped), torch.zeros(50).long()), 0)
+    kept = seen[0] != 0
+    torch.testing.assert_close(seen[0][kept], cropped[kept] / 0.6)
 
 
 def test_the_final_score_is_the_error_on_clean_inputs():

@@ -57,8 +57,10 @@ def sne_adjacency(features, threshold, temperature):
 
 def knn_adjacency(features, k, normalize=False):
     def is_neighbour(j, i, rows):
-        rows = [unit(row) for row in rows] if normalize else rows
         distances = [squared_distance(rows[i], row) for row in rows]
+        if normalize:
+            distances = [2 - 2 * sum(x * y for x, y in zip(unit(rows[i]), unit(row))) for row in rows]
+            distances[i] = 0
         return distances[j] < sorted(distances)[k - 1]
 
     def connected(i, j, rows):

@@ -115,7 +115,7 @@ def test_bytes_that_are_no_text_do_not_lose_the_page(tmp_path):
 
 def test_a_page_that_cannot_be_written_leaves_no_part(tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(WriteError, match="could not write report.html"):
+    with pytest.raises(WriteError, match=r"could not write report\.html"):
         write_report(digits_run(tmp_path), figures={})
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 

@@ -262,6 +262,13 @@ def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterat
             where=where if where == "method" else "pretext",
             instead="pretext=denoising or none" if where != "method" else "an image data set",
         )
+    turned = (data.get("augmentation") or {}).get("degrees") or 0
+    if "RotNet" in str(method.get("_target_")) and turned >= 45:
+        yield ConfigError(
+            f"images that are turned by up to {turned:g} degrees do not tell which quarter turn they had",
+            where="data.augmentation.degrees",
+            instead="less than 45 for RotNet, or pretext=none",
+        )
     if "vectors" in needs and data["kind"] != "vectors":
         yield ConfigError(
             f"{method['name']} works on vectors, and data={data['name']} holds images",

@@ -264,7 +264,7 @@ def compose_run(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def without_recipe(config: Mapping[str, Any]) -> bool:
-    """Whether the last stage has nothing but its method's general defaults; a pretext has no recipes."""
+    """Whether the last stage has only its method's general values; of a pretext those are the usual ones."""
     method = config["method"]
     return not config.get("recipe") and method["task"] != "pretext" and bool(method.get("epochs"))
 

@@ -73,8 +73,8 @@ class ImageAugmentation:
         pad_mode: Literal["zero", "reflect"] = "reflect",
         flip: bool = False,
         degrees: Annotated[float, Range(low=0, high=180)] = 0.0,
-        shear: Annotated[float, Range(low=0, below=90)] = 0.0,
-        scale: Annotated[float, Range(low=0, below=1)] = 0.0,
+        shear: Annotated[float, Range(low=0, high=89.9)] = 0.0,
+        scale: Annotated[float, Range(low=0, high=0.99)] = 0.0,
         first_clean: bool = False,
     ) -> None:
         self.mean = tuple(float(value) for value in mean)
@@ -89,6 +89,11 @@ class ImageAugmentation:
             raise ConfigError(f"std must be above 0, not {min(self.std):g}", where="data.augmentation.std")
         if padding < 0:
             raise ConfigError(f"padding must be at least 0, not {padding}", where="data.augmentation.padding")
+        for name, value, limit in (("degrees", degrees, 180), ("shear", shear, 89.9), ("scale", scale, 0.99)):
+            if not 0 <= value <= limit:
+                raise ConfigError(
+                    f"{name} must be between 0 and {limit}, not {value:g}", where=f"data.augmentation.{name}"
+                )
         if pad_mode not in ("zero", "reflect"):
             raise ConfigError(
                 f"unknown pad_mode {pad_mode!r}",

@@ -95,7 +95,7 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)], normalize: 
         features: (N, D).
         k: from 3 (a smaller k connects nothing) to N.
         normalize: scale the features to unit length first: the neighbours by angle. A zero vector
-            stays zero.
+            is at a right angle to every other.
 
     Returns:
         Bool (N, N).
@@ -112,9 +112,10 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)], normalize: 
             instead="a larger batch_size, or a smaller k",
         )
     features = features.float()
+    distances = _squared_distances(F.normalize(features, dim=1) if normalize else features)
     if normalize:
-        features = F.normalize(features, dim=1)
-    distances = _squared_distances(features)
+        nothing = (features == 0).all(dim=1)
+        distances.masked_fill_(nothing[:, None] | nothing, 2).fill_diagonal_(0)
     kth_smallest = distances.topk(k, dim=1, largest=False).values[:, -1:]
     near = distances < kth_smallest
     return _with_self(near | near.mT)

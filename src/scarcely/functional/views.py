@@ -150,15 +150,20 @@ def warp(images: Tensor, matrices: Tensor, pad_mode: PadMode, black: Sequence[fl
     Returns:
         (N, C, H, W), channels_last.
     """
-    n, channels, height, width = images.shape
-    # torch counts from -1 to 1 along either side, whatever its length
-    aspect = images.new_tensor([[1.0, height / width], [width / height, 1.0]])
-    theta = F.pad(matrices.to(images.dtype) * aspect, (0, 1))
-    grid = F.affine_grid(theta, [n, channels, height, width], align_corners=False)
+    height, width = images.shape[-2:]
+    # places in pixels from the centre; no matrix product, which a GPU may round to ten bits
+    x, y = (
+        torch.arange(side, dtype=images.dtype, device=images.device) - (side - 1) / 2
+        for side in (width, height)
+    )
+    m = matrices.to(images.dtype)[:, :, :, None, None]
+    seen_x = (m[:, 0, 0] * x + m[:, 0, 1] * y[:, None]) * (2 / width)  # torch counts from -1 to 1
+    seen_y = (m[:, 1, 0] * x + m[:, 1, 1] * y[:, None]) * (2 / height)
+    grid = torch.stack([seen_x, seen_y], dim=-1)
     if pad_mode == "reflect":
         seen = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     else:
-        ground = images.new_tensor(black)[:, None, None]
+        ground = _channels(tuple(black), images.device)
         seen = F.grid_sample(images - ground, grid, padding_mode="zeros", align_corners=False) + ground
     return seen.contiguous(memory_format=torch.channels_last)
 
@@ -228,3 +233,10 @@ def _constants(
         s = torch.tensor(std, dtype=torch.float64)
         scale, shift = (v.float().repeat(pixels).to(device) for v in (1 / (255 * s), -m / s))
     return scale, shift
+
+
+@lru_cache(maxsize=32)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # kept for the same reason
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32)[:, None, None].to(device)

@@ -59,15 +59,18 @@ class Denoising(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean squared error of the reconstruction."""
         clean, noisy = batch.views
-        if clean.dim() == 4:  # two crops: one is not needed. Normalised, zero is the mean colour
+        if clean.dim() == 4:  # of images the first view may not be augmented; normalised, zero is the mean
+            clean = noisy
             noisy = F.dropout(clean, self.dropout)
         loss = F.mse_loss(self.decoder(self.backbone(noisy)).float(), clean.flatten(1).float())
         self.record({"loss": loss})
         return loss
 
     def augmentation(self, given: Augmentation) -> Augmentation:
-        """Return the data's own for images, and the corruption of this stage for vectors."""
-        return VectorAugmentation(self.dropout) if isinstance(given, VectorAugmentation) else given
+        """Return the data's own for images; for vectors a clean view and one with this stage's dropout."""
+        if isinstance(given, VectorAugmentation):
+            return VectorAugmentation(self.dropout, noise=given.noise, first_clean=True)
+        return given
 
     @torch.no_grad()
     def final_metrics(self, batches: Any) -> dict[str, float]:

@@ -53,8 +53,7 @@ def test_without_a_network_the_message_says_where_the_files_go(tmp_path, offline
     assert str(tmp_path / "data") in message
     assert module.files()[0] in message
     assert module.source in message
-    # Nothing half done stays behind.
-    assert [path.suffix for path in (tmp_path / "data").iterdir()] == [".lock"]
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -143,6 +142,13 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path):
     toy = Toy(tmp_path)
     toy.prepare_data()
     assert toy.fetched == 1
+
+
+def test_folders_made_for_a_download_that_fails_go_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="Connection reset by peer"):
+        Toy(tmp_path / "mine/new/root", broken=True).prepare_data()
+    assert not list((tmp_path / "mine").iterdir())
 
 
 def test_what_a_killed_download_left_is_cleared_away(tmp_path):

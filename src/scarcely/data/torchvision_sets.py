@@ -135,25 +135,40 @@ class TorchvisionSet(DataModule):
         self.check()
         if not self._missing():
             return
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                if not self._missing():
-                    return
-                beside = self._beside(".partial")
-                shutil.rmtree(beside, ignore_errors=True)  # what a killed download left
-                try:
-                    if self._archives_there():
-                        self._unpack(beside)
-                    else:
-                        self._download(beside)
-                    for file in self._missing():
-                        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-                        os.rename(beside / file, self.folder / file)
-                finally:
-                    shutil.rmtree(beside, ignore_errors=True)
+                if self._missing():
+                    try:
+                        self._fill()
+                    except BaseException:
+                        self._leave(made)
+                        raise
         except OSError as error:
             raise self._absent(f"the folder cannot be filled: {error.strerror or error}") from error
+
+    def _fill(self) -> None:
+        beside = self._beside(".partial")
+        shutil.rmtree(beside, ignore_errors=True)  # what a killed download left
+        try:
+            if self._archives_there():
+                self._unpack(beside)
+            else:
+                self._download(beside)
+            for file in self._missing():
+                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(beside / file, self.folder / file)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _leave(self, made: list[Path]) -> None:
+        """Remove the folders that were made for a set that did not come, and the lock in them."""
+        if made:
+            self._beside(".lock").unlink(missing_ok=True)
+        for folder in made:  # the innermost first; one that holds anything stays
+            with suppress(OSError):
+                folder.rmdir()
 
     def load(self, make: Callable[[], _Result]) -> _Result:
         """Call `make`, which reads files of the set, and name the one at fault if it fails.

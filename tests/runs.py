@@ -165,6 +165,17 @@ def train_here(job: Job, folder: Path, data) -> Path:
     return folder
 
 
+def discovery_jobs(config: dict, data, root: Path) -> list[Job]:
+    """Return the stages of a discovery, each starting from the folder of the one before it."""
+    jobs: list[Job] = []
+    for i, planned in enumerate(config["plan"]):
+        known = planned["method"].get("role") == "labelled"
+        sizes = {"num_classes": data.num_known if known else data.num_classes, "num_new": data.num_new}
+        inherited = str(root / jobs[-1].name / "weights.pt") if jobs else None
+        jobs.append(job_of(config, data, i, num_known=data.num_known, inherited=inherited, **sizes))
+    return jobs
+
+
 def wait_until(condition, process: Process | None = None, seconds: float = 60) -> None:
     """Look every few milliseconds, as long as the process lives."""
     until = time.monotonic() + seconds

@@ -148,7 +148,7 @@ def test_every_example_of_the_help_is_sound(shell):
 MISTAKES = {
     # the words of the command
     ("data=cifar11",): ("data", "there is no data=cifar11", "cifar10"),
-    ("method/labeler=nearest",): ("method/labeler", "no method/labeler=nearest", "cosine, knn, l2, sne"),
+    ("method/labeler=nearest",): ("method/labeler", "no method/labeler=nearest", "cosine, knn, l2, rank"),
     ("method.labler=knn",): ("method.labler", "no setting 'method.labler'", "method/labeler=cosine|knn"),
     ("method.labeler.temperature=1",): ("method.labeler.temperature", "not chosen", "method/labeler=sne"),
     ("+sed=1",): ("sed", "no setting 'sed'", "seed"),

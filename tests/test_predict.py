@@ -6,8 +6,10 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from scarcely import checkpoints
 from scarcely.config.compose import compose_run
 from scarcely.predict import main
 from scarcely.run import execute
@@ -90,3 +92,76 @@ def test_a_text_file_named_png_is_named_or_skipped(run, images, tmp_path, capsys
     with pytest.warns(UserWarning, match=r"c\.png"):
         assert main([f"ckpt={run}", f"images={images}", f"out={out}", "on_error=skip"]) == 0
     assert len(out.read_text().splitlines()) == 4
+
+
+# --- Discovery: known classes have names, new ones numbers
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classifier", "incremental"])
+def discovery(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp("discovery")
+    config = compose_run(
+        [
+            *("method=ranking_statistics", "data=digits", "data.size=8", "backbone.width=4", "trainer=cpu"),
+            *("epochs=2", "++stages.supervised.epochs=8", "compare_kmeans=false", "embedding_size=0"),
+            *(f"method.incremental={str(request.param).lower()}", "data.labelled_classes=[0,2,4,6,8]"),
+            *(f"run_dir={root / 'run'}", f"cache_dir={root / 'cache'}"),
+        ]
+    )
+    config["command"] = ""
+    results = execute(config, "unused")
+    return root / "run", request.param, results
+
+
+def digits_below(folder):
+    """Write the test digits as files that are named by their class."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    for number in range(300):
+        pixels = (data.images[number] * 255 / 16).astype(np.uint8)
+        (folder / str(data.target[number])).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / str(data.target[number]) / f"{number}.png")
+    return folder
+
+
+def rows_of(run, images, out):
+    assert main([f"ckpt={run}", f"images={images}", f"out={out}"]) == 0
+    with open(out, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_known_classes_are_named_and_new_ones_numbered(discovery, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCARCELY_CACHE", str(tmp_path / "decoded"))
+    run, incremental, results = discovery
+    assert (run / "classifier.pt").exists() != incremental
+    rows = rows_of(run, digits_below(tmp_path / "digits"), tmp_path / "labels.csv")
+    assert list(rows[0]) == ["file", "class", "confidence"]
+    known = {"0", "2", "4", "6", "8"}
+    assert {row["class"] for row in rows} <= known | {f"new {k}" for k in range(1, 6)}
+    old = [row for row in rows if row["file"].split("/")[0] in known]
+    right = np.mean([row["class"] == row["file"].split("/")[0] for row in old])
+    # Most of these digits are of the train split, and cut a little otherwise than those of the data set.
+    assert right == pytest.approx(results["metrics"]["train/old/accuracy"], abs=0.15)
+    assert right > 0.5
+
+
+def test_without_any_joint_scores_only_new_classes_are_told(discovery, images, tmp_path):
+    run, incremental, _ = discovery
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "weights.pt").write_bytes((run / "weights.pt").read_bytes())
+    rows = rows_of(bare, images, tmp_path / "labels.csv")
+    assert incremental or all(row["class"].startswith("new ") for row in rows)
+
+
+def test_the_classifier_of_another_run_is_refused(discovery, images, tmp_path, capsys):
+    run, incremental, _ = discovery
+    if incremental:
+        pytest.skip("it has a head of its own")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "weights.pt").write_bytes((run / "weights.pt").read_bytes())
+    checkpoints.save({"state_dict": torch.nn.Linear(7, 3).state_dict()}, other / "classifier.pt")
+    assert main([f"ckpt={other}", f"images={images}", f"out={tmp_path / 'labels.csv'}"]) == 2
+    assert "does not fit" in capsys.readouterr().err

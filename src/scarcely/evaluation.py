@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scarcely.data.module import DataModule
 from scarcely.methods.base import Method, Predictions
@@ -14,6 +16,7 @@ from scarcely.methods.kmeans import fit_kmeans
 from scarcely.metrics import ClusterAccuracy
 from scarcely.seeds import derive_seed
 
+_KINDS = {"discovery": "clustering"}  # what the report makes of a task
 CONFIDENT = 0.9  # the paper looks at the samples predicted above this
 
 
@@ -24,10 +27,14 @@ class Outcome:
     Attributes:
         metrics: flat map of names to numbers.
         arrays: what predictions.npz holds.
+        shown: role of the samples that the arrays speak of.
+        classifier: weights of a linear classifier of known and new classes, where one was needed.
     """
 
     metrics: dict[str, float]
     arrays: dict[str, Any]
+    shown: Any = "train"
+    classifier: dict[str, Tensor] | None = None
 
 
 def evaluate(
@@ -43,14 +50,13 @@ def evaluate(
             data.evaluation_loader(role, protocol, batch_size=batch_size, device=device)
         )
 
-    trained_on = predict(config["method"].get("role", "train"))
-    arrays = _arrays(trained_on, data, num_clusters, config)
+    role = config["method"].get("role", "train")
+    trained_on = predict(role)
+    arrays = clustering_arrays(trained_on, data.classes, num_clusters, config)
     metrics: dict[str, float] = {}
-    if task == "pretext":
+    if task in ("pretext", "count"):
         metrics |= method.final_metrics(
-            data.evaluation_loader(
-                config["method"].get("role", "train"), protocol, batch_size=batch_size, device=device
-            )
+            data.evaluation_loader(role, protocol, batch_size=batch_size, device=device)
         )
     elif task == "clustering":
         metrics |= clustering_scores(trained_on, num_clusters, data.num_classes)
@@ -64,7 +70,7 @@ def evaluate(
         if protocol == "split":
             metrics |= {"test/accuracy": accuracy(predict("test"))}
     # NaN is no JSON: a score that cannot be had (no labels) is left out
-    return Outcome({k: float(v) for k, v in metrics.items() if v == v}, arrays)
+    return Outcome({k: float(v) for k, v in metrics.items() if v == v}, arrays, shown=role)
 
 
 def clustering_scores(predictions: Predictions, num_clusters: int, num_classes: int) -> dict[str, float]:
@@ -98,35 +104,37 @@ def raw_kmeans(data: DataModule, config: dict[str, Any], num_clusters: int) -> d
     """Return ACC, NMI and ARI of k-means on the raw inputs of the training samples."""
     samples = data.pool(config["method"].get("role", "train"), config["protocol"])
     inputs = samples.inputs.flatten(1)
-    features = inputs.numpy() if inputs.dtype == torch.float32 else inputs.numpy().astype("float32") / 255
+    features = inputs if inputs.dtype == torch.float32 else inputs.float() / 255
+    return kmeans_scores(features, samples.labels, num_clusters, data.num_classes, config["seed"])
+
+
+def kmeans_scores(
+    features: Tensor, labels: Tensor, num_clusters: int, num_classes: int, seed: int
+) -> dict[str, float]:
+    """Return ACC, NMI and ARI of k-means on features (N, D), by labels (N,), -1 where unknown."""
     centroids = torch.from_numpy(
-        fit_kmeans(features, num_clusters, seed=derive_seed(config["seed"], "raw kmeans"), restarts=10)
+        fit_kmeans(features.numpy(), num_clusters, seed=derive_seed(seed, "raw kmeans"), restarts=10)
     )
-    nearest = torch.cat(
-        [torch.cdist(torch.from_numpy(f), centroids).argmin(dim=1) for f in _chunks(features)]
-    )
-    metric = ClusterAccuracy(num_clusters, data.num_classes)
-    metric.update(nearest, samples.labels)
+    nearest = torch.cat([torch.cdist(rows, centroids).argmin(dim=1) for rows in features.split(8192)])
+    metric = ClusterAccuracy(num_clusters, num_classes)
+    metric.update(nearest, labels)
     return {k: float(v) for k, v in metric.compute().items()}
 
 
-def _chunks(rows: np.ndarray, size: int = 8192) -> Any:
-    return (rows[i : i + size] for i in range(0, len(rows), size))
-
-
-def _arrays(
-    predictions: Predictions, data: DataModule, num_clusters: int, config: dict[str, Any]
+def clustering_arrays(
+    predictions: Predictions, classes: Sequence[str], num_clusters: int, config: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return what predictions.npz holds of a set of samples, with the features of some of them."""
     rng = np.random.default_rng(derive_seed(config["seed"], "embedding"))
     count = len(predictions.index)
     shown = np.sort(rng.permutation(count)[: config["embedding_size"]])
     arrays: dict[str, Any] = {
         "labels": predictions.labels.numpy(),
-        "classes": np.array(data.classes, dtype=np.str_),
+        "classes": np.array(classes, dtype=np.str_),
         "num_clusters": np.array(num_clusters),
         "features": predictions.features[torch.from_numpy(shown)].numpy(),
         "feature_index": shown,
-        "kind": np.array(config["method"]["task"]),
+        "kind": np.array(_KINDS.get(config["method"]["task"], config["method"]["task"])),
     }
     if predictions.probabilities is not None:
         confidence, predicted = predictions.probabilities.max(dim=1)

@@ -17,6 +17,8 @@ python scripts/predict.py ckpt=RUN images=FOLDER out=labels.csv
   ckpt      the folder of a finished run, or its weights.pt
   images    a folder; images in folders below it are found too
   out       the CSV file to write: file, cluster (or class), confidence
+            where new classes were discovered beside known ones, these are named and those numbered:
+            "new 1" is cluster 0 of the report
   batch_size=256   images at a time
   on_error=raise   raise | skip: what to do with an image that cannot be read
 """
@@ -52,11 +54,54 @@ def load_run(path: str) -> tuple[Any, dict[str, Any]]:
     return method.eval(), content
 
 
+def old_and_new(method: Any, content: dict[str, Any], folder: Path) -> tuple[Any, list[str]]:
+    """Return what tells known and new classes apart, and what its outputs are called.
+
+    That is the method's own joint head, or the linear classifier that its run trained on the features, or
+    else the head of the new classes alone.
+
+    Args:
+        method: the trained method.
+        content: of its weights file.
+        folder: of the run.
+
+    Returns:
+        Features (n, D) to scores (n, K), and K names.
+
+    Raises:
+        CheckpointError: the classifier in the folder is not that of this run.
+    """
+    import torch
+
+    from scarcely import checkpoints
+
+    num_known, num_new = int(content["job"]["num_known"]), int(content["job"]["num_new"])
+    numbered = [f"new {k}" for k in range(1, num_new + 1)]
+    names = [*content["classes"][:num_known], *numbered]
+    size = method.centroids.shape[1] if hasattr(method, "centroids") else method.backbone.num_features
+    if method.joint_logits(torch.zeros(1, size)) is not None:
+        return method.joint_logits, names
+    if not (folder / "classifier.pt").is_file():
+        return method.logits, numbered
+    layer = torch.nn.Linear(size, len(names))
+    state = checkpoints.tensors_of(checkpoints.load(folder / "classifier.pt"))
+    try:
+        layer.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder / 'classifier.pt'} does not fit {size} features and {len(names)} classes",
+            where="ckpt",
+            instead="the folder as the run left it",
+        ) from error
+    return layer.eval(), names
+
+
 def predict(arguments: dict[str, str]) -> None:
-    """Write ``file,cluster,confidence`` of all images below a folder."""
+    """Write ``file,cluster,confidence`` (or ``class``) of all images below a folder."""
     import torch
     from hydra.utils import instantiate
 
+    from scarcely import checkpoints
     from scarcely.data.imagefolder import list_images
     from scarcely.data.loader import DeviceLoader
     from scarcely.files import write_atomically
@@ -78,9 +123,8 @@ def predict(arguments: dict[str, str]) -> None:
         raise DataError(
             "this run was trained on vectors, not on images", where="ckpt", instead="a run on images"
         )
-    if method.logits(torch.zeros(1, method.backbone.num_features)) is None and not hasattr(
-        method, "centroids"
-    ):
+    has_centroids = hasattr(method, "centroids")  # k-means, whose scores may be of raw inputs
+    if not has_centroids and method.logits(torch.zeros(1, method.backbone.num_features)) is None:
         raise CheckpointError(
             f"a {content['job']['method']['name']} run has no clusters or classes to name", where="ckpt"
         )
@@ -95,16 +139,23 @@ def predict(arguments: dict[str, str]) -> None:
     loader = DeviceLoader.evaluation(
         samples, augmentation, batch_size=int(arguments["batch_size"]), device=device
     )
-    predictions = method.to(device).predict_all(loader)
+    task, scores_of, classes = content["job"]["method"]["task"], None, None
+    if task == "classification":
+        classes = content["classes"]
+    elif task == "discovery":
+        scores_of, classes = old_and_new(method, content, checkpoints.find(arguments["ckpt"]).parent)
+        if isinstance(scores_of, torch.nn.Module):
+            scores_of.to(device)
+    predictions = method.to(device).predict_all(loader, scores_of)
     confidence, predicted = predictions.probabilities.max(dim=1)
-    classes = content["classes"] if content["job"]["method"]["task"] == "classification" else None
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["file", "class" if classes else "cluster", "confidence"])
     for name, k, p in zip(samples.names, predicted.tolist(), confidence.tolist(), strict=True):
         writer.writerow([name, classes[k] if classes else k, f"{p:.4f}"])
     write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
-    print(f"{len(samples)} images, {len(set(predicted.tolist()))} clusters: {out}", file=sys.stderr)
+    what = "classes" if classes else "clusters"
+    print(f"{len(samples)} images, {len(set(predicted.tolist()))} {what}: {out}", file=sys.stderr)
 
 
 def _read(folder: Path, names: list[str], shape: Sequence[int], on_error: Any) -> Any:

@@ -66,11 +66,12 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     data.check()
     data.prepare_data()
     data.setup()
-    num_clusters = _fit_data(config, data)
+    sizes = _fit_data(config, data)
     config["environment"] = environment(accelerator)
-    jobs = _jobs(config, data, num_clusters)
+    jobs = _jobs(config, data, sizes)
     for job in jobs:  # does a checkpoint fit, do the networks take these inputs: known before any training
-        stages.build_method(job, data.input_shape)
+        samples = len(data.pool(job.role, job.protocol))
+        stages.build_method(job, data.input_shape).check(min(job.method.get("batch_size", samples), samples))
     if without_recipe(config):
         names = f"method={config['method']['name']} data={config['data']['name']}"
         print(f"note: {names} has no recipe: the method's general defaults are used", file=sys.stderr)
@@ -82,11 +83,15 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     ):
         trained: list[Any] = []
         rows: list[dict[str, Any]] = []
-        inherited_key = ""
+        handed_over, counted = None, None  # the last stage that trained weights, and the count of classes
         for i, planned in enumerate(jobs):
-            job = replace(planned, inherited=str(trained[-1].weights)) if trained else planned
+            job = planned if handed_over is None else replace(planned, inherited=str(handed_over.weights))
+            if counted is not None:
+                job = replace(job, num_new=counted["num_new"], num_clusters=counted["num_new"])
             last = i == len(jobs) - 1
-            key = job.key(data.fingerprint(), inherited_key or _content_key(job.inherited), accelerator)
+            samples = data.pool(job.role, job.protocol).fingerprint(labels=job.role != "pretext")
+            before = _content_key(job.inherited) if handed_over is None else handed_over.key
+            key = job.key(samples, before, accelerator, data.split_keys)
             if last:
                 done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
             else:
@@ -96,15 +101,24 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
                 print(f"{job.name}: {how}", file=sys.stderr, flush=True)
             trained.append(done)
             rows = [*rows, *done.rows]
-            inherited_key = key
-        results = _finish(config, folder.path, data, job, trained, accelerator, num_clusters, loggers)
+            if job.task == "count":
+                counted = class_count(done.weights)
+            else:
+                handed_over = done
+        results = _finish(config, folder.path, data, job, trained, accelerator, counted, loggers)
     return _show(folder.path, results)
 
 
-def _fit_data(config: dict[str, Any], data: Any) -> int:
-    """Return the number of clusters; compare method and data now that the data are known."""
+def _fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
+    """Return the sizes that the data decide; compare method and data now that these are known."""
     method = config["method"]
     samples = data.pool(method.get("role", "train"), config["protocol"])
+    sizes = {"num_classes": data.num_classes, "num_known": data.num_known}
+    if method["task"] == "discovery":
+        new = _fit_discovery(config, data)
+        return sizes | {"num_new": new, "num_clusters": new}
+    if method["task"] == "count":
+        return sizes | {"num_new": _fit_discovery(config | {"num_new": "auto"}, data), "num_clusters": 1}
     if config["protocol"] == "split":
         data.pool("test", "split")
     labelled = bool((samples.labels >= 0).any())
@@ -127,7 +141,8 @@ def _fit_data(config: dict[str, Any], data: Any) -> int:
             where="data, num_clusters",
             instead="more samples, or fewer clusters",
         )
-    k = (method.get("labeler") or {}).get("k")
+    labeler = method.get("labeler") or {}
+    k = labeler.get("k") if "knn" in str(labeler.get("_target_")) else None
     if isinstance(k, int) and k >= min(len(samples), method["batch_size"]):
         raise ConfigError(
             f"method.labeler.k = {k} neighbours do not exist among {len(samples)} samples",
@@ -142,10 +157,56 @@ def _fit_data(config: dict[str, Any], data: Any) -> int:
                 "every step takes them all",
                 file=sys.stderr,
             )
-    return clusters or 1
+    return sizes | {"num_clusters": clusters or 1}
 
 
-def _jobs(config: dict[str, Any], data: Any, num_clusters: int) -> list[Any]:
+def _fit_discovery(config: dict[str, Any], data: Any) -> int:
+    """Return the number of new classes, 1 for one that is yet to be estimated."""
+    method, protocol = config["method"], config["protocol"]
+    data.pool("labelled", protocol)
+    unlabelled = data.pool("unlabelled", protocol)
+    if method.get("incremental") and protocol == "split" and "test" not in data.parts:
+        raise DataError(
+            f"data={data.name} has no test split, on which an incremental run scores old and new classes",
+            where="method.incremental, protocol",
+            instead="data with a test split, or protocol=all to train without such a score",
+        )
+    wanted = config["num_new"] or data.num_new
+    if not wanted:
+        raise ConfigError(
+            f"the unlabelled images of data={data.name} have no classes to count: say how many to look for",
+            where="num_new",
+            instead="num_new=K, or num_new=auto to estimate it",
+        )
+    if wanted == "auto":
+        if data.num_known < 2:
+            raise ConfigError(
+                "num_new=auto measures new classes by the known ones, and one class is known",
+                where="num_new",
+                instead="num_new=K, or more known classes",
+            )
+        return 1
+    if wanted > len(unlabelled):
+        raise ConfigError(
+            f"{len(unlabelled)} unlabelled images cannot form {wanted} classes",
+            where="num_new",
+            instead=f"at most {len(unlabelled)}",
+        )
+    return int(wanted)
+
+
+def class_count(weights: Path) -> dict[str, Any]:
+    """Return the estimate of a `class_count` stage, with its curves, and show them."""
+    from scarcely import checkpoints
+    from scarcely.methods.class_count import read_estimate
+    from scarcely.reports.table import print_class_count
+
+    estimate = read_estimate(checkpoints.load(weights)["state_dict"])
+    print_class_count(estimate)
+    return estimate
+
+
+def _jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]:
     from scarcely.stages import Job
 
     jobs = []
@@ -154,6 +215,9 @@ def _jobs(config: dict[str, Any], data: Any, num_clusters: int) -> list[Any]:
         if stage["method"] is None:  # a foreign checkpoint stands in for the stage
             inherited = stage["checkpoint"]
             continue
+        own = dict(sizes)
+        if stage["method"].get("role") == "labelled":
+            own["num_classes"] = data.num_known
         jobs.append(
             Job(
                 name=stage["name"],
@@ -163,8 +227,7 @@ def _jobs(config: dict[str, Any], data: Any, num_clusters: int) -> list[Any]:
                 trainer=config["trainer"],
                 seed=config["seed"],
                 protocol=config["protocol"],
-                num_clusters=num_clusters,
-                num_classes=data.num_classes,
+                **own,
                 inherited=inherited,
                 whole=config["ckpt"] is not None,
                 min_matched=config["min_matched"],
@@ -173,6 +236,8 @@ def _jobs(config: dict[str, Any], data: Any, num_clusters: int) -> list[Any]:
             )
         )
         inherited = None
+    if jobs[-1].task == "discovery" and config["embedding_size"]:
+        jobs[-1] = replace(jobs[-1], snapshots=min(600, config["embedding_size"]))
     return jobs
 
 
@@ -194,21 +259,28 @@ def _finish(
     job: Any,
     trained: list[Any],
     accelerator: str,
-    num_clusters: int,
+    counted: dict[str, Any] | None,
     loggers: list[Any],
 ) -> dict[str, Any]:
     """Score, write predictions and results, draw the report."""
     import numpy as np
     import torch
 
-    from scarcely import checkpoints, evaluation, stages
+    from scarcely import checkpoints, discovery, evaluation, stages
 
     if torch.cuda.is_available() and accelerator == "cuda":
         torch.cuda.empty_cache()
     content = checkpoints.load(folder / "weights.pt")
     method = stages.build_method(job, data.input_shape, inherit=False)
     method.load_state_dict(content["state_dict"])
-    outcome = evaluation.evaluate(method, data, config, torch.device(accelerator), num_clusters)
+    device = torch.device(accelerator)
+    if job.task == "discovery":
+        start = None if job.inherited is None else stages.build_method(job, data.input_shape)
+        outcome = discovery.evaluate_discovery(method, data, config, device, job.num_new, start)
+    else:
+        outcome = evaluation.evaluate(method, data, config, device, job.num_clusters)
+    if outcome.classifier is not None:
+        checkpoints.save({"state_dict": outcome.classifier}, folder / "classifier.pt")
     write_atomically(folder / "predictions.npz", lambda file: np.savez_compressed(file, **outcome.arrays))
     results = {
         "method": config["method"]["name"],
@@ -221,8 +293,9 @@ def _finish(
         "expected": config["expected"],
         "command": config["command"],
         "environment": config["environment"],
+        **({} if counted is None else {"class_count": counted}),
     }
-    _report(config, folder, data, results)
+    _report(config, folder, data, results, outcome.shown)
     for logger in loggers:
         send_results(logger, results["metrics"], folder / "figures")
     # last of all: a folder with results.json is finished
@@ -231,11 +304,11 @@ def _finish(
     return results
 
 
-def _report(config: dict[str, Any], folder: Path, data: Any, results: dict[str, Any]) -> None:
+def _report(config: dict[str, Any], folder: Path, data: Any, results: dict[str, Any], shown: Any) -> None:
     from scarcely.reports.evidence import Evidence
     from scarcely.reports.html import write_report
 
-    samples = data.pool(config["method"].get("role", "train"), config["protocol"])
+    samples = data.pool(shown, config["protocol"])
     images = samples.inputs.numpy() if samples.kind == "images" else None
     evidence = Evidence.load(folder, images=images, names=samples.names, results=results)
     write_report(evidence)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from scarcely.backbones.base import Backbone
 from scarcely.callbacks.history import History, Row, as_scalars, read_rows
 from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
+from scarcely.callbacks.snapshots import Snapshots
 from scarcely.config.schema import METHOD_KEYS
 from scarcely.config.signature import signature_of, source_of
 from scarcely.data.module import DataModule
@@ -40,6 +41,7 @@ from scarcely.methods.base import Method, Place
 from scarcely.seeds import derive_seed
 
 FAST_BATCHES = 2
+SIZES = ("num_clusters", "num_classes", "num_known", "num_new")  # that the run knows once the data are read
 GRACE = 3.0  # seconds that the other ranks get to say what went wrong, once one has failed
 
 
@@ -52,12 +54,13 @@ class Job:
         method, backbone, data, trainer: their configuration.
         seed: of the run.
         protocol: which samples are trained on.
-        num_clusters, num_classes: sizes of the heads.
+        num_clusters, num_classes, num_known, num_new: sizes of the heads, as the constructor asks for them.
         inherited: weights file that the backbone starts from, or None.
         whole: the inherited weights are those of a whole method, head included.
         min_matched: smallest share of the network that they must fill.
         fast: two batches an epoch.
         eval_every: epochs between scores.
+        snapshots: unlabelled samples whose features are kept while the stage trains, for a picture.
     """
 
     name: str
@@ -69,11 +72,14 @@ class Job:
     protocol: Literal["all", "split"]
     num_clusters: int
     num_classes: int
+    num_known: int = 0
+    num_new: int = 0
     inherited: str | None = None
     whole: bool = False
     min_matched: float = 0.5
     fast: bool = False
     eval_every: int | None = None
+    snapshots: int = 0
 
     @property
     def epochs(self) -> int:
@@ -85,18 +91,35 @@ class Job:
         """Pool of samples that the stage trains on."""
         return self.method.get("role", "train")
 
-    def key(self, fingerprint: str, inherited_key: str, accelerator: str) -> str:
-        """Return the hash of everything that shapes the trained weights."""
-        content = asdict(self)
-        for irrelevant in ("inherited", "min_matched"):
+    @property
+    def task(self) -> str:
+        """What the stage is for, as its YAML says."""
+        return str(self.method.get("task", ""))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that the method's constructor asks for."""
+        wanted = signature_of(self.method["_target_"]).parameters
+        return {size: getattr(self, size) for size in SIZES if size in wanted}
+
+    def key(
+        self, fingerprint: str, inherited_key: str, accelerator: str, chosen_by: Sequence[str] = ()
+    ) -> str:
+        """Return the hash of everything that shapes the trained weights.
+
+        Args:
+            fingerprint: of the samples that the stage is trained on.
+            inherited_key: of the stage before, or of a checkpoint.
+            accelerator: ``cuda`` or ``cpu``.
+            chosen_by: settings of the data that only choose samples, which the fingerprint tells.
+        """
+        content = {k: v for k, v in asdict(self).items() if k not in SIZES} | self.sizes
+        for irrelevant in ("inherited", "min_matched", "snapshots"):
             content.pop(irrelevant)
-        for where in ("root", "resident", "cache_dir", "workers", "download"):
-            content["data"] = {k: v for k, v in content["data"].items() if k != where}
+        elsewhere = ("root", "labelled", "unlabelled", "resident", "cache_dir", "workers", "download")
+        content["data"] = {k: v for k, v in self.data.items() if k not in (*elsewhere, *chosen_by)}
         for how in ("log_every", "accelerator"):  # of the accelerator it matters what was found
             content["trainer"].pop(how)
-        if self.method.get("task") == "pretext":
-            content.pop("num_clusters")
-            content.pop("num_classes")
         content |= {
             "fingerprint": fingerprint,
             "inherited": inherited_key,
@@ -204,8 +227,7 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
     torch.manual_seed(derive_seed(job.seed, job.name, "init"))
     supplied = {
         "backbone": build_backbone(job.backbone, input_shape),
-        "num_clusters": job.num_clusters,
-        "num_classes": job.num_classes,
+        **job.sizes,
         "input_shape": input_shape,
         "inherited": job.inherited is not None,
     }
@@ -228,6 +250,11 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
             if whole.share > 0:
                 method.load_state_dict(whole.state, strict=False)
                 found = whole
+        taken = set(method.adopt(tensors))
+        found.matched, found.unexpected = (
+            sorted(taken | set(found.matched)),
+            [name for name in found.unexpected if name not in taken],
+        )
         method.inheritance = found.report(source.name)
     return method
 
@@ -282,17 +309,31 @@ def train(
             seed=job.seed,
             stage=job.name,
             gather=getattr(method, "pairs", "local") == "global",
+            group=getattr(method, "group", 0),
             augmentation=method.augmentation(data.augmentation),
             **loaders,
         )
-        scored = (
-            getattr(method, "metric", None) is not None
-            or type(method).validation_step is not Method.validation_step
-        )
+        if hasattr(method, "metric"):
+            scored = method.metric is not None
+        else:
+            scored = type(method).validation_step is not Method.validation_step
         scores = data.evaluation_loader(job.role, job.protocol, batch_size=2 * batch_size, **loaders)
         data.use(train=loader, val=scores if scored else None)
         if job.trainer["compile"]:
             method.backbone.compile()
+        callbacks: list[pl.Callback] = [history, Progress(job.name), LastCheckpoint(folder / "last.ckpt")]
+        if job.snapshots:
+            callbacks.append(
+                Snapshots(
+                    folder / "snapshots.npz",
+                    data.pool("unlabelled", job.protocol),
+                    data.augmentation,
+                    count=job.snapshots,
+                    epochs=job.epochs,
+                    seed=job.seed,
+                    batch_size=2 * batch_size,
+                )
+            )
         trainer = pl.Trainer(
             max_epochs=job.epochs,
             accelerator="gpu" if accelerator == "cuda" else "cpu",
@@ -304,7 +345,7 @@ def train(
             limit_val_batches=FAST_BATCHES if job.fast else None,
             check_val_every_n_epoch=score_every,
             num_sanity_val_steps=0,
-            callbacks=[history, Progress(job.name), LastCheckpoint(folder / "last.ckpt")],
+            callbacks=callbacks,
             # ours are the processes, also in a job of a cluster whose variables Lightning would follow
             plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
             logger=current_loggers(rank),

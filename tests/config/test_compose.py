@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from scarcely.config import paths
 from scarcely.config.check import check
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 METHODS, DATA, LABELERS = options_of("method"), options_of("data"), options_of("method/labeler")
 VECTORS = {"two_moons", "tfidf", "reuters10k"}
+NEEDS = {m: OmegaConf.load(CONF / f"method/{m}.yaml").get("needs") or [] for m in METHODS}
 EXPERIMENTS = options_of("experiment")
 
 
@@ -32,7 +34,7 @@ def test_every_method_and_labeler_is_sound_or_refused(data):
         config = sound(*given, "method=lsdc", f"method/labeler={labeler}", "pretext=none")
         assert config["method"]["labeler"]["_target_"].endswith(f".{labeler}_adjacency")
     for method in set(METHODS) - {"lsdc"}:
-        if method == "rotnet" and data in VECTORS:
+        if "images" in NEEDS[method] and data in VECTORS:
             with pytest.raises(ConfigError, match="holds vectors"):
                 check(composed(*given, f"method={method}"))
         else:
@@ -196,6 +198,7 @@ def test_a_value_of_one_labeler_does_not_leak_into_another():
         "sne": {"threshold": 0.01, "temperature": 1.0},
         "knn": {"k": 20, "normalize": False},
         "l2": {"threshold": 1.0, "normalize": False},
+        "rank": {"k": 5},
     }
     for data, labeler in itertools.product(PAPER, LABELERS):
         given = (f"data={data}", "method=lsdc", f"method/labeler={labeler}", "pretext=none")
@@ -220,6 +223,8 @@ def test_a_value_of_one_pair_does_not_leak_into_another():
 # -- experiments ---------------------------------------------------------------------------------
 
 # what an experiment's name promises beside the values of its pair
+KNOWN = "labelled_classes"
+SPLITS = {"cifar10": 5, "cifar100": 80, "svhn": 5}  # the first classes are known
 PROMISES = [
     (r"_(knn|sne|cosine|l2)$", lambda c, m: c["method"]["labeler"]["_target_"].endswith(f"{m[1]}_adjacency")),
     (r"table4_.*_prediction_", lambda c, m: c["method"]["space"] == "prediction"),
@@ -228,12 +233,23 @@ PROMISES = [
     (r"_no_mse$", lambda c, m: c["method"]["consistency"] == 0),
     (r"_nonlinear$", lambda c, m: c["method"]["hidden"]),
     (r"_kmeans", lambda c, m: c["method"]["name"] == "kmeans"),
-    (r"_kmeans$", lambda c, m: c["pretext"] == "none"),
+    (r"lsdc.*_kmeans$", lambda c, m: c["pretext"] == "none"),
     (r"_kmeans_rotnet$", lambda c, m: c["plan"][0]["method"]["name"] == "rotnet"),
     (r"stl10$", lambda c, m: c["method"]["labeler"]["_target_"].endswith("sne_adjacency")),
     (r"mnist_cpu$", lambda c, m: c["data"]["name"] == "mnist" and c["backbone"]["width"] == 16),
     (r"mnist_cpu$", lambda c, m: [s["method"]["epochs"] for s in c["plan"]] == [2, 10]),
-    (r"table\d_(cifar100_20|cifar10|mnist|stl10|reuters10k)", lambda c, m: c["data"]["name"] == m[1]),
+    (r"_no_consistency$", lambda c, m: c["method"]["consistency"] == 0),
+    (r"_no_labelled$", lambda c, m: not c["method"]["labelled_loss"]),
+    (r"_no_pairs$", lambda c, m: not c["method"]["pair_loss"]),
+    (r"_(no_pretext|scratch)$", lambda c, m: c["pretext"] == "none"),
+    (r"_pretext$", lambda c, m: "no_" in m.string or c["plan"][0]["method"]["name"] == "rotnet"),
+    (r"_(full|incremental)$", lambda c, m: c["method"]["incremental"] == (m[1] == "incremental")),
+    (r"table2_.*_(kmeans|kcl|mcl|dtc)_(s|p)", lambda c, m: c["method"]["name"] == m[1]),
+    (r"ing_statistics/.*_(cifar100|cifar10|svhn)", lambda c, m: c["data"][KNOWN] == SPLITS[m[1]]),
+    (r"table6", lambda c, m: c["plan"][-2]["name"] == "class_count"),
+    (r"_omniglot$", lambda c, m: c["plan"][0]["method"]["name"] == "prototypical"),
+    (r"_imagenet$", lambda c, m: c["plan"][0]["method"]["name"] == "supervised"),
+    (rf"(?:table|figure)\d_({'|'.join(sorted(DATA, reverse=True))})", lambda c, m: c["data"]["name"] == m[1]),
 ]
 
 
@@ -247,7 +263,12 @@ def test_an_experiment_does_what_it_says(name):
     figure = re.search(r"# Paper: ([\d.]+)(?: ± ([\d.]+))? % ACC", header)
     if "/table" in name:
         assert figure, "no figure of the paper in the header"
-        expected = {"acc": float(figure[1]) / 100} | ({"std": float(figure[2]) / 100} if figure[2] else {})
+        score = "new/acc" if config["method"]["task"] == "discovery" else "acc"
+        expected = {score: float(figure[1]) / 100} | ({"std": float(figure[2]) / 100} if figure[2] else {})
+        expected |= {
+            f"test/{group}/acc": float(value) / 100
+            for group, value in re.findall(r"(old|new|all) ([\d.]+)", header.partition("test split: ")[2])
+        }
         assert config["expected"] == pytest.approx(expected)
     else:
         assert "Ours: " in header

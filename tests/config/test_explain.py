@@ -9,9 +9,13 @@ from tests.config.composing import composed
 
 FOUND = {
     "data=cifar11": ("data", "there is no data=cifar11", "data=cifar10, cifar100, cifar100_20"),
-    "method/labeler=nearest": ("method/labeler", "no method/labeler=nearest", "cosine, knn, l2, sne"),
+    "method/labeler=nearest": ("method/labeler", "no method/labeler=nearest", "cosine, knn, l2, rank, sne"),
     "experiment=lsdc/table9": ("experiment", "no experiment=lsdc/table9", "experiment=lsdc/table"),
-    "method.labler=knn": ("method.labler", "no setting 'method.labler'", "method/labeler=cosine|knn|l2|sne"),
+    "method.labler=knn": (
+        "method.labler",
+        "no setting 'method.labler'",
+        "method/labeler=cosine|knn|l2|rank|sne",
+    ),
     "method.labeler.temperature=1": ("method.labeler.temperature", "not chosen", "method/labeler=sne"),
     "data.on_error=skip": ("data.on_error", "not chosen", "data=imagefolder"),
     "seed.x=1": ("seed.x", "no setting 'seed.x'", "seed"),
@@ -42,8 +46,8 @@ def test_a_mistake_is_named_with_its_place_and_what_would_be_right(override):
         ("optimizer.lr", "method.optimizer.lr"),
         ("epoch", "epochs"),
         ("batchsize", "batch_size"),
-        ("labeler", "method/labeler=cosine|knn|l2|sne"),
-        ("method/labler", "method/labeler=cosine|knn|l2|sne"),
+        ("labeler", "method/labeler=cosine|knn|l2|rank|sne"),
+        ("method/labler", "method/labeler=cosine|knn|l2|rank|sne"),
         ("datas", "data="),
         ("root", "data.root"),
         ("trainer.device", "trainer.devices"),

@@ -20,6 +20,8 @@ SHAPES = {
     "svhn": (32, 32, 3),
     "stl10": (96, 96, 3),
     "imagefolder": (32, 32, 3),
+    "omniglot": (32, 32, 1),
+    "imagenet": (224, 224, 3),
     "reuters10k": (2000,),
     "tfidf": (2000,),
 }
@@ -52,7 +54,7 @@ def test_every_argument_has_a_key_and_every_key_its_reason(module):
 
 
 def test_data_that_nobody_can_download_are_asked_for_at_once(module):
-    if module.name in ("imagefolder", "tfidf", "reuters10k"):
+    if module.name in ("imagefolder", "imagenet", "tfidf", "reuters10k"):
         with pytest.raises(DataError) as error:
             module.check()
         assert error.value.where == "data.root"
@@ -63,5 +65,5 @@ def test_data_that_nobody_can_download_are_asked_for_at_once(module):
 
 def test_a_flip_never_makes_another_sign(module):
     if module.kind == "images":
-        signs = ("mnist", "kmnist", "usps", "svhn")
+        signs = ("mnist", "kmnist", "usps", "svhn", "omniglot")
         assert module.augmentation.flip is (module.name not in signs)

@@ -289,3 +289,167 @@ def test_real_photographs_of_any_shape_are_read():
     module.setup()
     assert len(module.parts["train"]) == len(list(photographs.iterdir()))
     assert module.parts["train"].inputs.float().std() > 30  # a grey area would be 0
+
+
+# Two folders
+
+
+def two(base: Path, **options) -> ImageFolder:
+    folders = {"labelled": str(base / "known"), "unlabelled": str(base / "new")}
+    module = ImageFolder(augmentation=RGB, size=8, **(folders | options))
+    module.check()
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def test_one_folder_is_labelled_and_one_is_not(tmp_path):
+    fill(tmp_path, "known/b/1.png", "known/a/1.png", "known/a/2.png", "new/1.png", "new/deep/a/1.png")
+    module = two(tmp_path)
+    assert module.classes == ("a", "b")
+    assert (module.num_known, module.num_new) == (2, 0)
+    assert {part: samples.names for part, samples in module.parts.items()} == {
+        "train": ("known/a/1.png", "known/a/2.png", "known/b/1.png"),
+        "unlabelled": ("new/1.png", "new/deep/a/1.png"),
+    }
+    assert module.parts["unlabelled"].labels.tolist() == [-1, -1]
+    np.testing.assert_array_equal(module.parts["unlabelled"].inputs[1], noise(4, 8, 8, 3))
+    assert module.pool("labelled", "all").names == module.parts["train"].names
+    assert module.pool("unlabelled", "all") is module.parts["unlabelled"]
+    assert len(module.pool("discovery", "all")) == 5
+
+
+def test_the_labelled_folder_may_have_a_test_part(tmp_path):
+    fill(tmp_path, "known/train/a/1.png", "known/train/b/1.png", "known/test/b/1.png", "new/1.png")
+    module = two(tmp_path)
+    assert module.parts["test"].names == ("known/test/b/1.png",)
+    assert module.parts["test"].labels.tolist() == [1]
+    assert len(module.pool("labelled", "split")) == 2
+
+
+def test_two_folders_far_apart_and_relative_ones(tmp_path, monkeypatch):
+    fill(tmp_path, "x/known/a/1.png", "x/known/b/1.png", "y/z/new/1.png")
+    module = two(tmp_path, labelled=str(tmp_path / "x/known"), unlabelled=str(tmp_path / "y/z/new"))
+    assert module.parts["train"].names == ("x/known/a/1.png", "x/known/b/1.png")
+    assert module.parts["unlabelled"].names == ("y/z/new/1.png",)
+    monkeypatch.chdir(tmp_path / "x")
+    same = two(tmp_path, labelled="known", unlabelled="../y/z/new")
+    assert same.parts["unlabelled"].names == ("y/z/new/1.png",)
+    assert same.fingerprint() == module.fingerprint()
+
+
+def test_two_folders_are_decoded_once(tmp_path, monkeypatch):
+    fill(tmp_path, "known/a/1.png", "known/b/1.png", "new/1.png")
+    first = two(tmp_path)
+    monkeypatch.setattr("scarcely.data.decode.decode_image", None)
+    assert two(tmp_path).fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "where"),
+    [
+        ({"labelled": None}, "without data.labelled", "data.labelled"),
+        ({"unlabelled": None}, "without data.unlabelled", "data.unlabelled"),
+        ({"root": "."}, "data.root is given beside", "data.root"),
+        ({"labelled_classes": 1}, "are the known ones", "data.labelled_classes"),
+    ],
+)
+def test_what_does_not_go_with_two_folders_is_refused(tmp_path, options, message, where):
+    fill(tmp_path, "known/a/1.png", "known/b/1.png", "new/1.png")
+    with pytest.raises(ConfigError, match=message) as error:
+        two(tmp_path, **options)
+    assert error.value.where == where
+
+
+@pytest.mark.parametrize("key", ["labelled", "unlabelled"])
+def test_each_missing_folder_is_told_by_its_key_before_anything_is_read(tmp_path, key):
+    fill(tmp_path, "known/a/1.png", "known/b/1.png", "new/1.png")
+    folders = {"labelled": str(tmp_path / "known"), "unlabelled": str(tmp_path / "new")}
+    module = ImageFolder(augmentation=RGB, **(folders | {key: str(tmp_path / "gone")}))
+    with pytest.raises(DataError, match=r"no folder .*gone") as error:
+        module.check()
+    assert error.value.where == f"data.{key}"
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "message"),
+    [
+        ("known", "known", "the same folder"),
+        ("known", "link", "the same folder"),
+        ("known", "known/a", "one inside of the other"),
+        ("known/a", "known", "one inside of the other"),
+    ],
+)
+def test_folders_that_hold_each_other_are_refused_before_anything_is_read(tmp_path, known, new, message):
+    fill(tmp_path, "known/a/b/1.png", "known/a/c/2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "known", target_is_directory=True)
+    module = ImageFolder(augmentation=RGB, labelled=str(tmp_path / known), unlabelled=str(tmp_path / new))
+    with pytest.raises(DataError, match=message) as error:
+        module.check()
+    assert "FOLDER/unlabelled" in str(error.value)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_labelled_image_among_the_unlabelled_ones_is_named(tmp_path, linked):
+    fill(tmp_path, "known/a/1.png", "known/b/2.png", "new/1.png", "new/x/y.png")
+    if linked:
+        (tmp_path / "new/x/copy.png").symlink_to(tmp_path / "known/b/2.png")
+    else:
+        (tmp_path / "new/x/copy.png").write_bytes((tmp_path / "known/b/2.png").read_bytes())
+    with pytest.raises(
+        DataError, match=r"new/x/copy\.png is a copy of the labelled known/b/2\.png\n"
+    ) as error:
+        two(tmp_path)
+    assert error.value.where == "data.unlabelled"
+    (tmp_path / "new/z.png").write_bytes((tmp_path / "known/a/1.png").read_bytes())
+    with pytest.raises(DataError, match="and 1 more"):
+        two(tmp_path)
+
+
+def test_files_of_one_size_and_one_end_are_no_copies(tmp_path):
+    fill(tmp_path, "known/a/1.bmp", "known/b/1.bmp", "new/1.bmp")
+    large = noise(7, 100, 100, 3)  # a BMP begins with its last row
+    for file, value in (("known/a/2.bmp", 0), ("new/2.bmp", 255)):
+        large[-1] = value
+        Image.fromarray(large).save(tmp_path / file)
+    tails = {(tmp_path / file).read_bytes()[-4096:] for file in ("known/a/2.bmp", "new/2.bmp")}
+    assert len(tails) == 1
+    assert len(two(tmp_path).parts["unlabelled"]) == 2
+
+
+def test_a_labelled_folder_needs_class_folders(tmp_path):
+    fill(tmp_path, "known/1.png", "known/2.png", "new/1.png")
+    with pytest.raises(DataError, match="no class folders") as error:
+        two(tmp_path)
+    assert error.value.where == "data.labelled"
+    fill(tmp_path, "known/train/1.png", "known/train/2.png", "known/test/a/1.png")
+    for file in ("known/1.png", "known/2.png"):
+        (tmp_path / file).unlink()
+    with pytest.raises(DataError, match="no class folders"):
+        two(tmp_path)
+
+
+def test_a_labelled_folder_has_no_unlabelled_images_itself(tmp_path):
+    fill(tmp_path, "known/a/1.png", "known/b/1.png", "known/unlabelled/1.png", "new/1.png")
+    with pytest.raises(DataError, match=r"holds unlabelled images itself: unlabelled/1\.png"):
+        two(tmp_path)
+
+
+def test_an_unlabelled_folder_without_images_is_refused(tmp_path):
+    fill(tmp_path, "known/a/1.png", "known/b/1.png")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(DataError, match="holds no image") as error:
+        two(tmp_path)
+    assert error.value.where == "data.unlabelled"
+    (tmp_path / "new/1.png").write_text("x")
+    with pytest.warns(UserWarning, match="1 of 1"), pytest.raises(DataError, match=r"\(1 could not"):
+        two(tmp_path, on_error="skip")
+
+
+@pytest.mark.parametrize(("file", "key"), [("known/b/1.png", "labelled"), ("new/1.png", "unlabelled")])
+def test_a_bad_file_is_told_by_the_folder_it_lies_in(tmp_path, file, key):
+    fill(tmp_path, "known/a/1.png", "known/b/2.png", "new/2.png")
+    (tmp_path / file).write_text("hello")
+    with pytest.raises(DataError, match=f"{file}: not an image") as error:
+        two(tmp_path)
+    assert error.value.where == f"data.{key}"

@@ -72,6 +72,28 @@ def test_concat_copies_nothing_when_one_part_has_all_samples():
     assert Samples.concat([whole.select(slice(0, 0)), whole]) is whole
 
 
+def test_concat_of_slices_in_their_order_copies_nothing():
+    whole = _samples(names=True)
+    parts = [whole.select(slice(0, 2)), whole.select(slice(2, 5)), whole.select(slice(5, 6))]
+    joined = Samples.concat(parts[1:])
+    assert joined.inputs.data_ptr() == whole.inputs[2:].data_ptr()
+    assert torch.equal(joined.inputs, whole.inputs[2:])
+    assert torch.equal(joined.labels, whole.labels[2:])
+    assert joined.names == whole.names[2:]
+    for others in ([parts[1], parts[0]], [parts[0], parts[2]], [parts[0], parts[0]]):
+        copied = Samples.concat(others)
+        assert torch.equal(copied.inputs, torch.cat([part.inputs for part in others]))
+        assert copied.inputs.untyped_storage().data_ptr() != whole.inputs.untyped_storage().data_ptr()
+
+
+def test_concat_of_strided_inputs_is_their_values():
+    whole = _samples()
+    turned = Samples(whole.inputs.transpose(1, 2), whole.labels)
+    assert torch.equal(
+        Samples.concat([turned.select(slice(0, 2)), turned.select(slice(2, 6))]).inputs, turned.inputs
+    )
+
+
 def test_concat_refuses_other_shapes_and_nothing():
     other = Samples(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.tensor([0]))
     with pytest.raises(ValueError, match="different shapes"):

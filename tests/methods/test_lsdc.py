@@ -13,7 +13,7 @@ from scarcely.backbones.base import Backbone
 from scarcely.backbones.small import SmallCNN
 from scarcely.data.loader import Batch
 from scarcely.functional import compose, pairwise
-from scarcely.methods.lsdc import LSDC, pair_quality
+from scarcely.methods.lsdc import LSDC
 from scarcely.methods.optimizer import Optimizer
 from tests.oracles import lsdc as oracle
 from tests.oracles import pairwise as literal
@@ -272,22 +272,6 @@ def test_each_step_and_epoch_composes_anew_and_again_the_same(in_epoch):
 
 
 # The record
-
-
-def test_pair_quality_counts_what_a_loop_counts():
-    g = torch.Generator().manual_seed(0)
-    adjacency = torch.rand(9, 9, generator=g) < 0.4
-    adjacency = (adjacency | adjacency.mT).fill_diagonal_(True)
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, -1, 0, -1])
-    pairs = [(i, j) for i in range(9) for j in range(9) if i != j]
-    positive = [(i, j) for i, j in pairs if adjacency[i, j]]
-    judged = [(i, j) for i, j in positive if labels[i] >= 0 and labels[j] >= 0]
-    quality = pair_quality(adjacency, labels)
-    assert quality["pairs/positive"].item() == pytest.approx(len(positive) / len(pairs))
-    assert quality["pairs/precision"].item() == pytest.approx(
-        sum(bool(labels[i] == labels[j]) for i, j in judged) / len(judged)
-    )
-    assert pair_quality(torch.eye(4).bool(), labels[:4])["pairs/precision"].isnan()
 
 
 def test_without_labels_a_step_has_a_loss_and_no_precision():

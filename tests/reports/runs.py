@@ -83,3 +83,65 @@ def random_run(folder: Path, number: int, classes: int, clusters: int, /, **chan
         "features": rng.normal(size=(number, 2)).astype(np.float32),  # drawn as they are: no t-SNE
     }
     return Evidence(**(fields | changes))
+
+
+def discovery_run(folder: Path, /, **changes: Any) -> Evidence:
+    """A run that knows the even digits and has discovered the odd ones, all but a few samples."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    rng = np.random.default_rng(0)
+    new, old = (np.flatnonzero(data.target % 2 == odd)[:120] for odd in (1, 0))
+    labels = data.target[new] // 2
+    clusters = rng.permutation(5)[labels]
+    predicted = np.where(rng.random(120) < 0.1, rng.integers(0, 5, 120), clusters)
+    features = data.data.astype(np.float32)
+    pulled = (
+        20 * np.eye(5, 64, dtype=np.float32)[labels]
+    )  # training moves each class in a direction of its own
+    fields: dict[str, Any] = {
+        "run_dir": folder,
+        "config": {},
+        "results": results(method="ranking_statistics", protocol="split", metrics=DISCOVERED),
+        "history": history(),
+        "kind": "clustering",
+        "predicted": predicted,
+        "confidence": rng.uniform(0.3, 1.0, 120),
+        "labels": labels,
+        "classes": ("one", "three", "five", "seven", "nine"),
+        "num_clusters": 5,
+        "images": (data.images[new, :, :, None] * 15).astype(np.uint8),
+        "features": features[new],
+        "old_classes": ("zero", "two", "four", "six", "eight"),
+        "old_features": features[old],
+        "old_labels": data.target[old] // 2,
+        "test": {
+            "counts": np.roll(np.eye(10, dtype=int) * 9, 1, axis=0) + np.eye(10, dtype=int),
+            "classes": ("zero", "two", "four", "six", "eight", "one", "three", "five", "seven", "nine"),
+        },
+        "snapshots": {
+            "epochs": np.array([0, 3, 6]),
+            "features": np.stack([features[new][:60] + share * pulled[:60] for share in (0, 1, 2)]),
+            "index": np.arange(60),
+        },
+    }
+    return Evidence(**(fields | changes))
+
+
+# What a discovery run writes into results.json: every name of its metrics.
+DISCOVERED = {
+    "clusters/used": 5.0,
+    "new/acc": 0.906,
+    "new/nmi": 0.779,
+    "new/ari": 0.785,
+    "confident/share": 0.4,
+    "confident/acc": 0.98,
+    **{f"kmeans/new/{score}": 0.681 for score in ("acc", "nmi", "ari")},
+    **{f"kmeans/features/new/{score}": 0.651 for score in ("acc", "nmi", "ari")},
+    **{f"train/{group}/acc": 0.95 for group in ("old", "new", "all")},
+    **{f"train/{group}/acc_joint": 0.94 for group in ("old", "new", "all")},
+    "train/old/accuracy": 1.0,
+    **{"test/old/acc": 0.965, "test/new/acc": 0.914, "test/all/acc": 0.939},
+    **{"test/old/acc_joint": 0.961, "test/new/acc_joint": 0.911, "test/all/acc_joint": 0.936},
+    "test/old/accuracy": 0.953,
+}

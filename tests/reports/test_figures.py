@@ -16,7 +16,7 @@ from PIL import Image
 from scarcely.reports import build_figures, figures
 from scarcely.reports.evidence import confusion_counts
 from scarcely.reports.figures import style
-from tests.reports.runs import digits_run, history, random_run
+from tests.reports.runs import digits_run, discovery_run, history, random_run
 
 
 def pixels(figure):
@@ -100,6 +100,22 @@ RUNS = {
         path, 60, 3, 3, classes=("$\\frac$ and much more of it", "_hidden", "\udcff\n漢")
     ),
     "test split": lambda path: random_run(path, 60, 3, 3, test={"counts": np.eye(3, dtype=int) * 7}),
+    "discovery": lambda path: discovery_run(path),
+    "discovery without hidden classes": lambda path: discovery_run(
+        *(path,), labels=np.full(120, -1), classes=(), test=None
+    ),
+    "discovery of too few clusters": lambda path: discovery_run(
+        path, predicted=np.arange(120) % 2, num_clusters=2, test={"counts": np.ones((10, 7), int)}
+    ),
+    "discovery with two features": lambda path: discovery_run(
+        *(path,),
+        features=np.arange(240.0).reshape(120, 2),
+        old_features=np.arange(240.0).reshape(120, 2),
+        snapshots={"epochs": np.array([0, 1]), "features": np.zeros((2, 4, 2)), "index": np.arange(4)},
+    ),
+    "estimated number": lambda path: discovery_run(
+        path, results={"class_count": {"num_new": 2, "candidates": [1, 2], "silhouette": [None, 0.5]}}
+    ),
     "empty test split": lambda path: random_run(path, 60, 3, 3, test={"counts": np.zeros((3, 3), int)}),
 }
 

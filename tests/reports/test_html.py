@@ -12,7 +12,7 @@ import pytest
 from scarcely.errors import WriteError
 from scarcely.reports import build_figures, write_report
 from scarcely.reports.html import CAPTIONS, Caption
-from tests.reports.runs import digits_run, random_run, results
+from tests.reports.runs import digits_run, discovery_run, random_run, results
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 LOADS = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
@@ -86,6 +86,25 @@ def test_page_says_what_was_reached_and_how(page):
 def test_captions_are_one_sentence_each():
     for caption in CAPTIONS.values():
         assert re.fullmatch(r"[A-Z][^.]*(0\.9[^.]*)?\.", caption.sentence), caption
+
+
+def test_the_page_of_a_discovery_tells_the_three_scores_and_both_baselines_apart(tmp_path):
+    parsed = Page(report(discovery_run(tmp_path, snapshots=None, old_features=None)))
+    for part in (
+        *("ACC, each group assigned by itself", "ACC, all classes assigned at once", "nothing assigned"),
+        *("test split: old and new classes", "trained on: new classes", "93.6 %"),
+        *("k-means on raw inputs: 68.1 %", "k-means on the features before this stage: 65.1 %"),
+        "unlabelled classes of the train split",
+    ):
+        assert part in parsed.text, part
+    assert "test/old/acc_joint" not in parsed.text
+
+
+def test_every_picture_of_a_discovery_has_its_caption(tmp_path):
+    run = discovery_run(tmp_path)
+    run.results["class_count"] = {"num_new": 5, "candidates": [4, 5], "silhouette": [0.1, 0.2]}
+    names = set(build_figures(run))
+    assert {"evolution", "old-new", "class-count", "test-confusion"} <= names <= set(CAPTIONS)
 
 
 def test_names_from_outside_are_text(tmp_path):

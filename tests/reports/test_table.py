@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from scarcely.reports import mean_std, print_results, results_table
-from scarcely.reports.table import describe_metric, format_metric, format_seconds
-from tests.reports.runs import digits_run, results
+from scarcely.reports import mean_std, print_class_count, print_results, results_table
+from scarcely.reports.table import describe_metric, describe_protocol, format_metric, format_seconds
+from tests.reports.runs import DISCOVERED, digits_run, discovery_run, results
 
 
 def printed(run, width=100):
@@ -160,3 +160,82 @@ def test_a_pipe_in_a_name_does_not_break_the_table():
     (line,) = results_table([run(0, 0.8, data="a|b\nc")]).splitlines()[2:]
     assert "a\\|b c" in line
     assert len(results_table([]).splitlines()) == 2
+
+
+# --- Discovery
+
+
+def test_every_metric_of_a_discovery_is_explained_in_its_own_words():
+    told = {name: describe_metric(name) for name in DISCOVERED}
+    assert all(told.values()), [name for name, text in told.items() if not text]
+    ways = {told[f"test/old/{way}"] for way in ("acc", "acc_joint", "accuracy")}
+    assert len(ways) == 3
+    assert "raw inputs" in told["kmeans/new/acc"]
+    assert "started from" in told["kmeans/features/new/acc"]
+
+
+def test_new_classes_stand_beside_both_baselines(tmp_path):
+    lines = printed(discovery_run(tmp_path), width=110).splitlines()
+    head = next(line for line in lines if "this run" in line)
+    assert head.index("this run") < head.index("raw inputs") < head.index("features before this stage")
+    acc = next(line for line in lines if "ACC, new classes" in line)
+    assert acc.index("90.6 %") < acc.index("68.1 %") < acc.index("65.1 %")
+    assert any("NMI, new classes" in line and "77.9 %" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_old_and_new_classes_are_a_table_of_three_ways_to_score(tmp_path, width):
+    text = printed(discovery_run(tmp_path), width=width)
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:5]]
+        for line in text.splitlines()
+        if "test split, " in line or "trained on, " in line
+    }
+    assert rows["test split, old classes"] == ["96.5 %", "96.1 %", "95.3 %"]
+    assert rows["test split, new classes"] == ["91.4 %", "91.1 %", "–"]
+    assert rows["test split, old and new classes"] == ["93.9 %", "93.6 %", "–"]
+    assert rows["trained on, old classes"] == ["95.0 %", "94.0 %", "100.0 %"]
+    assert len(rows) == 6
+    for metric in DISCOVERED:  # no loose line repeats the tables
+        loose = any(line.startswith(f"{metric} ") for line in text.splitlines())
+        assert loose == (metric in ("clusters/used", "confident/share", "confident/acc")), metric
+
+
+def test_what_a_discovery_was_scored_on_is_said():
+    split = describe_protocol(results(protocol="split", metrics=DISCOVERED))
+    assert "headline is of the unlabelled classes of the train split" in split
+    assert "labels of the old classes alone" in describe_protocol(results(protocol="all", metrics=DISCOVERED))
+    assert "old classes" not in describe_protocol(results(protocol="split"))
+
+
+def counted(estimate, **options):
+    stream = io.StringIO()
+    print_class_count(estimate, Console(file=stream, width=80, **options))
+    return stream.getvalue()
+
+
+def test_the_estimated_number_is_printed_among_its_neighbours():
+    text = counted(
+        {
+            "num_new": 20,
+            "candidates": list(range(1, 41)),
+            "anchor_accuracy": [k / 100 for k in range(1, 41)],
+            "silhouette": [float("nan")] + [0.5] * 39,
+        }
+    )
+    assert "20 new classes estimated" in text
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in text.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == [
+        *("1", "…", "16", "17", "18", "19", "→ 20", "21", "22", "23", "24", "…", "40")
+    ]
+    assert rows[0] == ["1", "1.0 %", "n/a"]
+    assert rows[6] == ["→ 20", "20.0 %", "0.5"]
+
+
+def test_an_estimate_without_curves_and_beside_its_candidates_is_printed(capsys):
+    assert "1 new class estimated" in counted({"num_new": 1})
+    assert "→" not in counted({"num_new": 3, "candidates": [4, 5]})
+    print_class_count({"num_new": 2})
+    captured = capsys.readouterr()
+    assert "2 new classes" in captured.err
+    assert captured.out == ""

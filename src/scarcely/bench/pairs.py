@@ -23,10 +23,12 @@ from scarcely.functional.pairwise import (
     knn_adjacency,
     l2_adjacency,
     pairwise_bce,
+    rank_adjacency,
     sne_adjacency,
 )
 
 LEAST_SPEEDUP = 100.0
+RANKS, RANK_SAMPLES, RANK_SPEEDUP = 5, 128, 50.0  # ranking statistics: k, batch
 
 
 @dataclass
@@ -87,6 +89,18 @@ def measure(settings: Settings, threads: int) -> list[Row]:
                 **shared,
             )
         )
+    ranked = inputs.features[:RANK_SAMPLES]
+    ours, plain = partial(rank_adjacency, ranked, RANKS), partial(enumerate_ranks, ranked, RANKS)
+    wrong = (ours().cpu() != torch.tensor(plain())).float().mean().item()
+    rows.append(
+        Row.of_times(
+            *take_turns(ours, plain, settings),
+            least=RANK_SPEEDUP,
+            name=f"rank labels, N = {len(ranked)}, D = {settings.features}",
+            difference=require_agreement(wrong, 0.0, "rank labels"),  # the features have no ties
+            **shared,
+        )
+    )
     losses = partial(loss_of_matrix, inputs), partial(loss_of_enumeration, inputs)
     difference = require_agreement(gradients_apart(inputs, *losses), 1e-4, "pairwise loss")
     rows.append(
@@ -183,6 +197,13 @@ def enumerate_knn(features: Tensor, k: int) -> list[list[bool]]:
         [i == j or distances[i][j] < reach[i] or distances[j][i] < reach[j] for j in everyone]
         for i in everyone
     ]
+
+
+@torch.no_grad()
+def enumerate_ranks(features: Tensor, k: int) -> list[list[bool]]:
+    """The same k largest features (ranking statistics, eq. 2); each sample is sorted once."""
+    tops = [f.sort(descending=True).indices[:k].sort().values for f in features.unbind()]
+    return [[torch.equal(a, b) for b in tops] for a in tops]
 
 
 @torch.no_grad()

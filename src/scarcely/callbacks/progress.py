@@ -72,8 +72,9 @@ class Progress(pl.Callback):
         history = next((c for c in callbacks if type(c).__name__ == "History"), None)
         row = history.rows[-1] if history is not None and history.rows else {}
         shown = [f"{key} {row[key]:.3f}" for key in ("loss", "rotation/accuracy", "accuracy") if key in row]
-        if "acc" in row:
-            self._text = f"ACC {row['acc']:.1%}"
+        for key, name in (("acc", "ACC"), ("new/acc", "ACC of new classes")):
+            if key in row:
+                self._text = f"{name} {row[key]:.1%}"
         text = "  ".join([*shown, self._text])
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.current_epoch + 1, text=text)

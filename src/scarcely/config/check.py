@@ -20,6 +20,8 @@ SUPPLIED = {
     "backbone",
     "num_classes",
     "num_clusters",
+    "num_known",
+    "num_new",
     "in_channels",
     "in_features",
     "image_size",
@@ -197,7 +199,15 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError(
             f"method={method['name']} has no clusters, and num_clusters={config['num_clusters']} is given",
             where="num_clusters",
-            instead="leave num_clusters out, or method=lsdc",
+            instead="num_new=K"
+            if method.get("task") == "discovery"
+            else "leave num_clusters out, or method=lsdc",
+        )
+    if config["num_new"] is not None and method.get("task") != "discovery":
+        yield ConfigError(
+            f"method={method['name']} discovers no classes here, and num_new={config['num_new']} is given",
+            where="num_new",
+            instead="leave num_new out, or method=ranking_statistics",
         )
     for name, values in config["stages"].items():
         yield from _stage_settings(name, values, config)
@@ -228,7 +238,7 @@ def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[
             where=f"{where}.{first}",
             instead=f"{first if first in SHORT else f'method.{first}'}={given[first]}",
         )
-    elif name not in (method.get("before") or []) and (given or name != "pretext"):
+    elif given and name not in (method.get("before") or []):
         names = [s["name"] for s in earlier] or method.get("before") or []
         yield ConfigError(
             f"method={method['name']} has no earlier stage {name!r}",
@@ -284,7 +294,7 @@ def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterat
             instead=f"a multiple of {devices}",
         )
     labeler = method.get("labeler")
-    if isinstance(labeler, dict) and isinstance(labeler.get("k"), int):
+    if isinstance(labeler, dict) and "knn" in str(labeler.get("_target_")):
         local = method.get("pairs", "local") == "local"
         per_batch = batch // devices if local else batch
         if labeler["k"] >= per_batch:

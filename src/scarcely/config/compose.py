@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scarcely.config.check import is_path, suggest
 from scarcely.config.paths import conf_dir
+from scarcely.config.signature import constant_of
 from scarcely.errors import ConfigError
 
 # overrides that do not change what is trained: they do not name another run folder
@@ -54,6 +55,10 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     method = config["method"]
     if not isinstance(method, dict):
         raise ConfigError(f"method = {method!r} is no method", where="method", instead="method=lsdc")
+    if _discovers(config["data"]):
+        method |= method.get("discovery") or {}
+    if config.get("protocol") is None:
+        config["protocol"] = method.get("protocol", "all")
     trained = method.get("epochs") != 0
     for key in SHORT:
         if config.get(key) is not None:
@@ -70,6 +75,14 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         if stage["method"] is not None and stage["method"].get("freeze") == "auto":
             stage["method"]["freeze"] = _freeze(stage["method"], config) if i or config["ckpt"] else 0
     return config
+
+
+def _discovers(data: Any) -> bool:
+    """Whether the data have known classes and others to discover: then some methods have another task."""
+    if not isinstance(data, dict):
+        return False
+    given = any(data.get(key) is not None for key in ("labelled_classes", "labelled"))
+    return given or constant_of(str(data.get("_target_")), "discovers") is True
 
 
 def _shorten(config: Mapping[str, Any], method: dict[str, Any]) -> None:
@@ -186,6 +199,8 @@ def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, 
     if config.get("ckpt") is None:
         for name in method.get("before") or []:
             source = config.get(name, name)
+            if name == "class_count" and config.get("num_new") != "auto":
+                continue
             if source == "none" or not isinstance(source, str):
                 continue
             if name == "pretext" and not _is_pretext(source) and is_path(source):
@@ -206,6 +221,7 @@ def _earlier(name: str, source: str, config: dict[str, Any], choices: Mapping[st
         )
     cfg = compose_with([f"method={source}", f"data={choices['data']}", f"backbone={choices['backbone']}"])
     method: dict[str, Any] = OmegaConf.to_container(cfg.method, resolve=True)  # type: ignore[assignment]
+    _merge(method, (config["method"].get("stages") or {}).get(name) or {})
     given = config["stages"].get(name) if isinstance(config["stages"], dict) else None
     if isinstance(given, dict):  # anything else is told by the check
         _merge(method, {k: v for k, v in given.items() if v is not None or k not in SHORT})

@@ -9,7 +9,7 @@ from scarcely.config.paths import conf_dir
 
 GROUPS = {
     "method": "what is learnt, and how",
-    "method/labeler": "how pairs of a batch are labelled (lsdc)",
+    "method/labeler": "how pairs of a batch are labelled (lsdc, ranking_statistics)",
     "data": "the data set",
     "backbone": "the network; each data set names its own",
     "trainer": "device and precision",
@@ -24,6 +24,7 @@ python train.py [GROUP=OPTION ...] [KEY=VALUE ...]
   python train.py                                        digits to clusters in a minute, no download
   python train.py method=lsdc data=cifar10               the paper's run
   python train.py data=imagefolder data.root=PHOTOS num_clusters=12      a folder of one's own
+  python train.py method=ranking_statistics              known digits, and new ones discovered beside them
   python train.py method/labeler=cosine method.labeler.threshold=0.95
   python train.py pretext=none epochs=30 seed=3 run_dir=runs/a
   python train.py pretext=rotnet stages.pretext.epochs=50

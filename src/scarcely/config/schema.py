@@ -17,6 +17,7 @@ class Root:
     pretext: str
     ckpt: str | None
     num_clusters: Annotated[int, Range(low=1)] | None
+    num_new: PositiveInt | Literal["auto"] | None
     epochs: NonNegativeInt | None
     batch_size: PositiveInt | None
     eval_every: PositiveInt | None
@@ -66,10 +67,13 @@ METHOD_KEYS: dict[str, Any] = {
     "name": str,
     "stage": str,
     "before": list[str],
-    "task": Literal["clustering", "classification", "pretext"],
+    "task": Literal["clustering", "classification", "pretext", "discovery", "count"],
     "needs": list[Literal["images", "labels", "vectors"]],
     "by_kind": dict[Literal["images", "vectors"], dict],
-    "role": Literal["train", "pretext"],
+    "role": Literal["train", "pretext", "labelled", "unlabelled", "discovery"],
+    "stages": dict,
+    "protocol": Literal["all", "split"],
+    "discovery": dict,
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,
 }

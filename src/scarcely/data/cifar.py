@@ -13,6 +13,7 @@ from scarcely.data.arrays import checked_samples, image_samples, read_arrays
 from scarcely.data.augment import Augmentation
 from scarcely.data.decode import load_images
 from scarcely.data.imagefolder import scan
+from scarcely.data.module import ClassChoice, ClassList
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 from scarcely.errors import DataError
@@ -82,6 +83,8 @@ class CIFAR10(_Pickles):
         root: the folder or the file.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "CIFAR-10"
@@ -96,9 +99,18 @@ class CIFAR10(_Pickles):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
 
     def files(self) -> tuple[str, ...]:
@@ -180,6 +192,8 @@ class CIFAR100(_Pickles):
         root: folder that holds ``cifar-100-python``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "CIFAR-100"
@@ -194,9 +208,18 @@ class CIFAR100(_Pickles):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
 
     def files(self) -> tuple[str, ...]:
@@ -214,6 +237,8 @@ class CIFAR100Coarse(CIFAR100):
         root: folder that holds ``cifar-100-python``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     def __init__(
@@ -225,9 +250,18 @@ class CIFAR100Coarse(CIFAR100):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
 
     def read(self) -> dict[str, Samples]:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from scarcely.data.augment import ImageAugmentation
-from scarcely.data.module import DataModule
+from scarcely.data.module import ClassChoice, ClassList, DataModule
 from scarcely.data.samples import Samples
 from scarcely.spec import PositiveInt
 
@@ -28,6 +28,8 @@ class Digits(DataModule):
         kind: what one sample is.
         root: not used.
         resident: where inputs are kept (see `DataModule`).
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     def __init__(
@@ -39,8 +41,18 @@ class Digits(DataModule):
         kind: Literal["images"] = "images",
         root: None = None,
         resident: Literal["auto", "host", "device"] = "auto",
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
-        super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)
+        super().__init__(
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
+        )
         self.size = size
 
     def read(self) -> dict[str, Samples]:

@@ -1,18 +1,21 @@
-"""Own images: class folders, train and test folders, or one folder without any labels."""
+"""Own images: class folders, train and test folders, one without labels, or one of each."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from scarcely.data.augment import Augmentation
 from scarcely.data.decode import load_images
-from scarcely.data.module import DataModule
+from scarcely.data.module import ClassChoice, ClassList, DataModule
 from scarcely.data.samples import Samples
-from scarcely.errors import DataError
+from scarcely.errors import ConfigError, DataError
 from scarcely.spec import NonNegativeInt, PositiveInt
 
 __all__ = ["EXTENSIONS", "ImageFolder", "Listing", "list_images", "scan"]
@@ -26,6 +29,8 @@ _LAYOUTS = (
     "ROOT/CLASS/*.jpg, or ROOT/train/CLASS/*.jpg with ROOT/test/CLASS/*.jpg"
     " and ROOT/unlabelled/*.jpg where there are such, or ROOT/*.jpg without labels"
 )
+_TWO_FOLDERS = "data.root=FOLDER, or two folders: data.labelled=DIR data.unlabelled=DIR"
+_TAIL = 4096
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class ImageFolder(DataModule):
     * images in `root` (or in ``train``) itself and no class folder: no labels, ``classes`` is empty.
     * ``unlabelled/`` or ``unlabeled/`` beside ``train`` or the class folders: the unlabelled part.
 
+    Instead of a root, two folders: the class folders of `labelled` are the train part (and the test part,
+    where it is laid out so), all images at any depth below `unlabelled` are the unlabelled part. No image
+    may be in both: what is labelled would be discovered again.
+
     Files below a class folder count at any depth. Classes are sorted by name. Hidden files and files
     with other endings than `EXTENSIONS` are passed over; a folder reached a second time through
     symbolic links is not read again.
@@ -61,16 +70,21 @@ class ImageFolder(DataModule):
         name: short name of the set.
         kind: what one sample is.
         augmentation: how views are drawn and normalised.
-        root: the folder.
+        root: the folder; null where there are two.
         resident: where the images are kept (see `DataModule`).
         size: side of the squares in pixels: the short side is resized to it, the rest cut at the centre.
         channels: 1 for grey, 3 for RGB.
         on_error: ``skip`` leaves out files that cannot be decoded, counts them and warns.
         allow_empty: leave out class folders without images, instead of refusing them.
         workers: decoding threads; 0 for the number of cores.
+        labelled: folder of class folders, together with `unlabelled` and without a root.
+        unlabelled: folder of the images whose classes are to be discovered.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
 
     Attributes:
-        skipped: files left out under ``on_error=skip``, relative to the root; set by `read`.
+        skipped: files left out under ``on_error=skip``, relative to the root (of two folders: to the
+            folder that holds both, like the names of the samples); set by `read`.
     """
 
     needs_root: ClassVar[bool] = True
@@ -88,42 +102,216 @@ class ImageFolder(DataModule):
         on_error: Literal["raise", "skip"] = "raise",
         allow_empty: bool = False,
         workers: NonNegativeInt = 0,
+        labelled: str | None = None,
+        unlabelled: str | None = None,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
-        super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)
+        super().__init__(
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
+        )
         self.size = size
         self.channels: Literal[1, 3] = channels
         self.on_error = on_error
         self.allow_empty = allow_empty
         self.workers = workers
+        self.labelled = Path(labelled).expanduser() if labelled is not None else None
+        self.unlabelled = Path(unlabelled).expanduser() if unlabelled is not None else None
         self.skipped: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Look whether the folder, or both folders, are given and there.
+
+        Raises:
+            ConfigError: one of two folders, or more than two.
+            DataError: no such folder, or one of two inside of the other.
+        """
+        if self.labelled is None and self.unlabelled is None:
+            if self.root is None:
+                raise DataError(
+                    f"{self.name} needs the folder of its data", where="data.root", instead=_TWO_FOLDERS
+                )
+            super().check()
+            return
+        for key, other in (("labelled", "unlabelled"), ("unlabelled", "labelled")):
+            if getattr(self, key) is None:
+                raise ConfigError(
+                    f"data.{other} is given without data.{key}", where=f"data.{key}", instead=_TWO_FOLDERS
+                )
+        if self.root is not None:
+            raise ConfigError(
+                "data.root is given beside data.labelled and data.unlabelled",
+                where="data.root",
+                instead=_TWO_FOLDERS,
+            )
+        if self.labelled_classes is not None:
+            raise ConfigError(
+                "the classes of data.labelled are the known ones",
+                where="data.labelled_classes",
+                instead="null; or data.root alone, to make some of its classes unlabelled",
+            )
+        for key in ("labelled", "unlabelled"):
+            if not os.path.isdir(getattr(self, key)):
+                raise DataError(
+                    f"no folder {getattr(self, key)}", where=f"data.{key}", instead="a folder that exists"
+                )
+        assert self.labelled is not None
+        assert self.unlabelled is not None
+        known, new = self.labelled.resolve(), self.unlabelled.resolve()
+        if known == new or known in new.parents or new in known.parents:
+            how = "are the same folder" if known == new else "are one inside of the other"
+            raise DataError(
+                f"data.labelled and data.unlabelled {how}: {self.labelled}, {self.unlabelled}",
+                where="data.unlabelled",
+                instead="two folders beside each other; or data.root=FOLDER alone, where all images without"
+                " a class lie in FOLDER/unlabelled",
+            )
 
     def read(self) -> dict[str, Samples]:
         """Return the parts ``train``, ``test`` and ``unlabelled``, as far as there are such.
 
         Raises:
-            DataError: a layout that is not understood, an image that cannot be decoded, or fewer than
-                two training images.
+            DataError: a layout that is not understood, an image that cannot be decoded, fewer than two
+                training images, or labelled images among the unlabelled ones.
         """
         self.check()
-        assert self.root is not None
-        self.classes, listings = scan(self.root, allow_empty=self.allow_empty)
+        if self.root is not None:
+            root = self.root
+            self.classes, listings = scan(root, allow_empty=self.allow_empty)
+        else:
+            assert self.labelled is not None
+            assert self.unlabelled is not None
+            root, self.classes, listings = _two_folders(self.labelled, self.unlabelled, self.allow_empty)
         parts = {}
         skipped: list[str] = []
         for part, listing in listings.items():
-            parts[part], failed = load_images(
-                self.root,
-                listing.files,
-                listing.labels,
-                size=self.size,
-                channels=self.channels,
-                on_error=self.on_error,
-                workers=self.workers,
-            )
+            with _told_of(self._key(part)):
+                parts[part], failed = load_images(
+                    root,
+                    listing.files,
+                    listing.labels,
+                    size=self.size,
+                    channels=self.channels,
+                    on_error=self.on_error,
+                    workers=self.workers,
+                )
             skipped += failed
         self.skipped = tuple(skipped)
         if len(parts["train"]) < 2:
-            raise _too_few(self.root, len(parts["train"]), skipped=len(skipped))
+            with _told_of(self._key("train")):
+                raise _too_few(self.labelled or root, len(parts["train"]), skipped=len(skipped))
+        if self.unlabelled is not None and not len(parts["unlabelled"]):
+            raise _none_unlabelled(self.unlabelled, skipped=len(skipped))
         return parts
+
+    def _key(self, part: str) -> str:
+        if self.root is not None:
+            return "data.root"
+        return "data.unlabelled" if part == "unlabelled" else "data.labelled"
+
+
+def _two_folders(
+    labelled: Path, unlabelled: Path, allow_empty: bool
+) -> tuple[Path, tuple[str, ...], dict[str, Listing]]:
+    """Find the images of two folders.
+
+    Returns:
+        The innermost folder that holds both, the class names, and the listing of each part, relative to
+        that folder: names below either folder alone could be the same.
+    """
+    known, new = Path(os.path.abspath(labelled)), Path(os.path.abspath(unlabelled))
+    root = Path(os.path.commonpath([known, new]))
+    with _told_of("data.labelled"):
+        classes, found = scan(known, allow_empty=allow_empty)
+        if not classes or max(found["train"].labels) < 0:
+            raise DataError(
+                f"{labelled} has no class folders",
+                where="data.root",
+                instead="DIR/CLASS/*.jpg in data.labelled",
+            )
+    if "unlabelled" in found:
+        raise DataError(
+            f"{labelled} holds unlabelled images itself: {found['unlabelled'].files[0]}",
+            where="data.labelled",
+            instead="move them to data.unlabelled; or data.root alone",
+        )
+    prefix = _prefix(root, known)
+    listings = {
+        part: Listing(tuple(prefix + file for file in listing.files), listing.labels)
+        for part, listing in found.items()
+    }
+    with _told_of("data.unlabelled"):
+        files = list_images(root, new)
+    if not files:
+        raise _none_unlabelled(unlabelled)
+    _refuse_copies(root, [file for listing in listings.values() for file in listing.files], files)
+    listings["unlabelled"] = Listing(tuple(files), (-1,) * len(files))
+    return root, classes, listings
+
+
+def _refuse_copies(root: Path, labelled: Iterable[str], unlabelled: Iterable[str]) -> None:
+    """Raise DataError if a file of one list has the content of one of the other."""
+
+    @cache
+    def whole(file: str) -> bytes:
+        with open(root / file, "rb") as opened:
+            return hashlib.file_digest(opened, "blake2b").digest()
+
+    # Sizes and last bytes tell nearly all files apart, and so hardly any is read whole.
+    known: dict[tuple[int, bytes], list[str]] = {}
+    for file in labelled:
+        if (sketch := _sketch(root / file)) is not None:
+            known.setdefault(sketch, []).append(file)
+    copies = [
+        (file, other)
+        for file in unlabelled
+        if (sketch := _sketch(root / file)) is not None
+        for other in known.get(sketch, ())
+        if whole(file) == whole(other)
+    ]
+    if copies:
+        more = f", and {len(copies) - 1:,} more" if len(copies) > 1 else ""
+        raise DataError(
+            f"the unlabelled image {copies[0][0]} is a copy of the labelled {copies[0][1]}{more}",
+            where="data.unlabelled",
+            instead="a folder without the labelled images",
+        )
+
+
+def _sketch(path: Path) -> tuple[int, bytes] | None:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            return (size, file.read()) if size else None
+    except OSError:
+        return None  # decoding will say what is wrong with it
+
+
+@contextmanager
+def _told_of(key: str) -> Iterator[None]:
+    """Let errors about ``data.root`` speak of the key that was set instead."""
+    try:
+        yield
+    except DataError as error:
+        if error.where != "data.root" or key == "data.root":
+            raise
+        raise DataError(error.what, where=key, instead=error.instead) from error
+
+
+def _none_unlabelled(folder: Path, skipped: int = 0) -> DataError:
+    left_out = f" ({skipped:,} could not be decoded)" if skipped else ""
+    return DataError(
+        f"{folder} holds no image{left_out}",
+        where="data.unlabelled",
+        instead=f"a folder of images, at any depth; endings: {', '.join(EXTENSIONS)}",
+    )
 
 
 def scan(root: Path, *, allow_empty: bool = False) -> tuple[tuple[str, ...], dict[str, Listing]]:

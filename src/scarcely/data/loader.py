@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -85,11 +85,17 @@ class DeviceLoader:
             background thread gathers the batches two steps ahead.
         clean: give the samples as they are, one view, no randomness; the ranks take consecutive
             shares in which no sample is missing and none occurs twice.
+        group: number S of samples of one class that follow one another, for losses that compare samples
+            of a class with those of others; 0 for any order. An epoch goes through the classes in a random
+            order and takes S random samples of each, then S others, and so on: where there are as many
+            classes, all groups of a batch are of different ones. What is left of a class in the end, fewer
+            than S, is not in this epoch. Samples without a label never are. Labels decide the order: do not
+            ask for groups where a method must not see them.
 
     Raises:
-        ConfigError: `batch_size` cannot be divided among the ranks, or the augmentation does not
-            fit the samples.
-        DataError: fewer samples than ranks.
+        ConfigError: `batch_size` cannot be divided among the ranks, or into groups, or the augmentation
+            does not fit the samples.
+        DataError: fewer samples than ranks, or no class as large as a group.
     """
 
     def __init__(
@@ -109,15 +115,22 @@ class DeviceLoader:
         gather: bool = False,
         resident: bool = True,
         clean: bool = False,
+        group: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}", where="batch_size")
-        if not clean and batch_size % world_size:
-            below = batch_size // world_size * world_size
+        if group < 0:
+            raise ValueError(f"group must be at least 0, not {group}")
+        unit = world_size * (group or 1)
+        if not clean and batch_size % unit:
+            how = [f"among {world_size} devices"] * (world_size > 1) + [f"into groups of {group}"] * (
+                group > 0
+            )
             raise ConfigError(
-                f"batch_size={batch_size} cannot be divided among {world_size} devices",
+                f"batch_size={batch_size} cannot be divided {' '.join(how)}",
                 where="batch_size",
-                instead=f"batch_size={below or world_size} (it counts the samples of all devices together)",
+                instead=f"batch_size={batch_size // unit * unit or unit}"
+                " (it counts the samples of all devices together)",
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
@@ -142,7 +155,9 @@ class DeviceLoader:
         self.gather = gather
         self.resident = resident
         self.clean = clean
+        self.group = group
         self.epoch = 0
+        self._total = self._count_grouped() if group else len(self.samples)
         self._shares = self._evaluation_shares() if clean else self._training_shares()
 
     @classmethod
@@ -194,7 +209,8 @@ class DeviceLoader:
 
     def _training_shares(self) -> list[_Share]:
         ranks = self.world_size
-        total = len(self.samples) // ranks * ranks
+        unit = ranks * (self.group or 1)  # no group is ever cut
+        total = self._total // unit * unit
         size = min(self.batch_size, total)
         shares = []
         for start in range(0, total - size + 1 if self.drop_last else total, size):
@@ -216,10 +232,42 @@ class DeviceLoader:
         ]
 
     def _order(self, epoch: int) -> Tensor:
-        if not self.shuffle:
-            return torch.arange(len(self.samples))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, epoch, "order"))
-        return torch.randperm(len(self.samples), generator=generator)
+
+        def permutation(count: int) -> Tensor:
+            return torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+
+        return self._grouped(permutation) if self.group else permutation(len(self.samples))
+
+    def _count_grouped(self) -> int:
+        labels = self.samples.labels.cpu()
+        self._rows = (labels >= 0).nonzero().flatten()
+        _, self._class_of_row, self._sizes = labels[self._rows].unique(
+            return_inverse=True, return_counts=True
+        )
+        total = int((self._sizes // self.group).sum()) * self.group
+        if total < self.group * self.world_size:
+            largest = int(self._sizes.max()) if len(self._sizes) else 0
+            raise DataError(
+                f"no groups of {self.group} samples of a class for {self.world_size} devices:"
+                f" the largest class has {largest}",
+                instead="smaller groups, or more samples of each class",
+            )
+        return total
+
+    def _grouped(self, permutation: Callable[[int], Tensor]) -> Tensor:
+        """Return rows in groups: the first of every class, then the second of those that have one, ..."""
+        shuffled = permutation(len(self._rows))
+        by_class = shuffled[self._class_of_row[shuffled].argsort(stable=True)]
+        groups = self._sizes // self.group
+        number = torch.arange(int(groups.sum()))
+        of_class = torch.arange(len(groups)).repeat_interleave(groups)
+        turn = number - (groups.cumsum(0) - groups)[of_class]
+        # One order of the classes for all turns: a class comes again only after all others that are left.
+        sequence = (turn * len(groups) + permutation(len(groups))[of_class]).argsort()
+        first = (self._sizes.cumsum(0) - self._sizes)[of_class] + turn * self.group
+        members = first[sequence].unsqueeze(1) + torch.arange(self.group)
+        return self._rows[by_class[members.flatten()]]
 
     # How they become batches
 

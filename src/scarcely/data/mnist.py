@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from scarcely.data.arrays import image_samples
 from scarcely.data.augment import Augmentation
+from scarcely.data.module import ClassChoice, ClassList
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -23,6 +24,8 @@ class MNIST(TorchvisionSet):
         root: folder that holds ``MNIST``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "MNIST"
@@ -39,9 +42,18 @@ class MNIST(TorchvisionSet):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
 
     def files(self) -> tuple[str, ...]:
@@ -98,6 +110,8 @@ class FashionMNIST(MNIST):
         root: folder that holds ``FashionMNIST``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "Fashion-MNIST"
@@ -116,9 +130,18 @@ class FashionMNIST(MNIST):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
 
 
@@ -132,6 +155,8 @@ class KMNIST(MNIST):
         root: folder that holds ``KMNIST``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "Kuzushiji-MNIST"
@@ -147,7 +172,16 @@ class KMNIST(MNIST):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from scarcely.data.augment import Augmentation
 from scarcely.data.loader import DeviceLoader, numbered
 from scarcely.data.samples import Samples
-from scarcely.errors import DataError
+from scarcely.errors import ConfigError, DataError
+from scarcely.spec import NonNegativeInt, PositiveInt
 
-__all__ = ["DataModule"]
+__all__ = ["ClassChoice", "ClassList", "DataModule", "Protocol", "Role"]
 
-Role = Literal["pretext", "train", "test"]
+Role = Literal["pretext", "train", "test", "labelled", "discovery", "unlabelled"]
 Protocol = Literal["all", "split"]
+ClassList = list[NonNegativeInt | str] | None
+"""Classes by index or by name."""
+ClassChoice = PositiveInt | list[NonNegativeInt | str] | None
+"""The same, or how many from the first on."""
+
+_SHOWN = 12
 
 
 class DataModule(pl.LightningDataModule):
@@ -33,14 +43,29 @@ class DataModule(pl.LightningDataModule):
         resident: where inputs are kept: ``device`` moves them to the accelerator whole, ``host``
             keeps them in host memory (or in their memory map) and gathers each batch in the
             background, ``auto`` chooses the device if they take less than a quarter of its free memory.
+        labelled_classes: the classes whose labels a method may see, for the discovery of the others:
+            indices (in the order of the data set) or names, or how many from the first on. `setup` then
+            numbers the classes anew, these first and those to be discovered after them, and leaves out
+            samples of all other classes.
+        unlabelled_classes: the classes to be discovered; all others by default.
 
     Attributes:
         classes: name of each class, set by `read`; empty where there are no labels.
+        num_known: how many of them, the first ones, are known; after `setup`. All, unless
+            `labelled_classes` says otherwise, or `read` of a data set that has such a split itself.
         parts: what `read` returned, after `setup`.
+
+    Raises:
+        ConfigError: no class in `labelled_classes`, or `unlabelled_classes` without it.
     """
 
     needs_root: ClassVar[bool] = False
     """Whether the data cannot be made or downloaded: then `check` asks for `root`."""
+    split_keys: ClassVar[tuple[str, ...]] = ("labelled_classes", "unlabelled_classes")
+    """Arguments that only choose samples: a stage depends on the content of its pool, not on them."""
+
+    discovers: ClassVar[bool] = False
+    """Whether the data have known classes and others to be discovered, without `labelled_classes`."""
 
     classes: tuple[str, ...] = ()
 
@@ -52,16 +77,39 @@ class DataModule(pl.LightningDataModule):
         augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__()
+        if labelled_classes == 0 or labelled_classes == []:
+            raise ConfigError(
+                "no class is labelled",
+                where="data.labelled_classes",
+                instead="the known classes, data.labelled_classes=[0,1] or a number; null: all are known",
+            )
+        if unlabelled_classes is not None and labelled_classes is None:
+            raise ConfigError(
+                "classes to be discovered, but no known ones",
+                where="data.unlabelled_classes",
+                instead="data.labelled_classes too: a list, or how many from the first on",
+            )
+        if unlabelled_classes == []:
+            raise ConfigError(
+                "no class is left to be discovered",
+                where="data.unlabelled_classes",
+                instead="a list of classes, or null for all that are not labelled",
+            )
         self.name = name
         self.kind = kind
         self.augmentation = augmentation
         self.root = Path(root).expanduser() if root is not None else None
         self.resident = resident
+        self.labelled_classes = labelled_classes
+        self.unlabelled_classes = unlabelled_classes
+        self.num_known = 0
         self.parts: dict[str, Samples] = {}
         self._pools: dict[tuple[str, ...], Samples] = {}
-        self._placed: dict[tuple[tuple[str, ...], torch.device], tuple[Samples, bool]] = {}
+        self._placed: dict[tuple[int, torch.device], tuple[Samples, bool]] = {}
         self._fingerprint: str | None = None
         self._train: Any = None
         self._val: Any = None
@@ -104,8 +152,10 @@ class DataModule(pl.LightningDataModule):
         """Read the parts once and check that they fit together.
 
         Raises:
-            DataError: no training sample, parts of different shapes, or labels without a class.
-            ConfigError: the augmentation does not fit the inputs.
+            DataError: no training sample, parts of different shapes, labels without a class, or no
+                labels where classes shall be labelled.
+            ConfigError: the augmentation does not fit the inputs, or the classes to be labelled and to
+                be discovered do not exist or overlap.
         """
         if self.parts:
             return
@@ -134,6 +184,9 @@ class DataModule(pl.LightningDataModule):
                     instead="labels from 0 to the number of classes less one, or -1 where unknown",
                 )
         self.augmentation.check(shapes["train"])
+        if self.labelled_classes is not None:
+            parts = self._split(parts)
+        self.num_known = self.num_known or self.num_classes
         self.parts = parts
 
     def train_dataloader(self) -> Any:
@@ -161,6 +214,11 @@ class DataModule(pl.LightningDataModule):
         """Number of named classes; 0 where there are no labels."""
         return len(self.classes)
 
+    @property
+    def num_new(self) -> int:
+        """Number of classes to be discovered; 0 where they have no names."""
+        return self.num_classes - self.num_known
+
     def fingerprint(self) -> str:
         """Return a hash of the content of all parts."""
         if self._fingerprint is None:
@@ -176,17 +234,32 @@ class DataModule(pl.LightningDataModule):
         a clustering on all images), under ``split`` the train part only. The pretext adds unlabelled
         samples to that. Several parts are joined by copying them once into memory.
 
+        For the discovery of classes the training samples are divided: ``labelled`` are those of known
+        classes, ``unlabelled`` those to be discovered, and ``discovery`` is both: all training samples,
+        and the unlabelled part unless `labelled_classes` makes unlabelled samples of its own. Samples
+        of new classes keep their true labels, from `num_known` on, for scores alone: a method must not
+        look at them.
+
         Args:
-            role: ``pretext``, ``train`` or ``test`` (the test part, whatever the protocol).
+            role: ``pretext``, ``train``, ``labelled``, ``unlabelled``, ``discovery``, or ``test`` (the
+                test part, whatever the protocol).
             protocol: ``all`` or ``split``.
 
         Raises:
-            DataError: the data have no test part and the role is ``test``.
+            DataError: the data have no test part and the role is ``test``, or nothing that is labelled
+                or unlabelled and the role asks for it.
         """
         parts = self._parts_of(role, protocol)
-        if parts not in self._pools:
-            self._pools[parts] = Samples.concat([self.parts[part] for part in parts])
-        return self._pools[parts]
+        divided = role in ("labelled", "unlabelled")
+        key = (role, *parts) if divided else parts  # pretext and train are the same pool for most data sets
+        if key not in self._pools:
+            chosen = [self.parts[part] for part in parts]
+            if divided:
+                chosen = [_rows(part, self._known(part) == (role == "labelled")) for part in chosen]
+                if not sum(map(len, chosen)):
+                    raise self._nothing(role)
+            self._pools[key] = Samples.concat(chosen)
+        return self._pools[key]
 
     def place(self, samples: Samples, device: torch.device | str) -> tuple[Samples, bool]:
         """Decide where samples are kept for training on `device`.
@@ -222,11 +295,13 @@ class DataModule(pl.LightningDataModule):
         world_size: int = 1,
         gather: bool = False,
         augmentation: Augmentation | None = None,
+        group: int = 0,
     ) -> DeviceLoader:
         """Return a shuffled loader of augmented views (see `DeviceLoader`) over a pool.
 
         Args:
             augmentation: instead of that of the data set, for a stage that needs its own.
+            group: number of samples of one class that follow one another; 0 for any order.
         """
         samples, resident = self._pool_on(role, protocol, device)
         return DeviceLoader(
@@ -241,6 +316,7 @@ class DataModule(pl.LightningDataModule):
             world_size=world_size,
             gather=gather,
             resident=resident,
+            group=group,
         )
 
     def evaluation_loader(
@@ -283,13 +359,122 @@ class DataModule(pl.LightningDataModule):
         wanted = ["train"]
         if protocol == "all":
             wanted.append("test")
-        if role == "pretext":
+        discovery = role in ("labelled", "discovery", "unlabelled")
+        if role == "pretext" or (discovery and self.labelled_classes is None):
             wanted.append("unlabelled")
         return tuple(part for part in wanted if part in self.parts)
 
     def _pool_on(self, role: Role, protocol: Protocol, device: torch.device | str) -> tuple[Samples, bool]:
-        # By parts and not by role: pretext and train are the same pool for most data sets.
-        key = (self._parts_of(role, protocol), numbered(device))
+        pool = self.pool(role, protocol)
+        key = (id(pool), numbered(device))  # several roles may have one pool, which is never let go
         if key not in self._placed:
-            self._placed[key] = self.place(self.pool(role, protocol), device)
+            self._placed[key] = self.place(pool, device)
         return self._placed[key]
+
+    # Known and new classes
+
+    def _known(self, samples: Samples) -> Tensor:
+        return (samples.labels >= 0) & (samples.labels < self.num_known)
+
+    def _nothing(self, role: Role) -> DataError:
+        how_many = "every" if role == "unlabelled" else "no"
+        return DataError(
+            f"{how_many} training sample of {self.name} is labelled",
+            where="data.labelled_classes",
+            instead="data.labelled_classes=[...] for a part of the classes, or two folders of images:"
+            " data=imagefolder data.labelled=DIR data.unlabelled=DIR",
+        )
+
+    def _split(self, parts: dict[str, Samples]) -> dict[str, Samples]:
+        """Number the classes anew, known before new ones, and leave out samples of all others."""
+        known, new = self._chosen_classes()
+        renumbered = torch.full((self.num_classes + 1,), -2)
+        renumbered[torch.tensor(known + new)] = torch.arange(len(known) + len(new))
+        renumbered[-1] = -1  # where label -1 finds it
+        split = {}
+        for part, samples in parts.items():
+            labels = renumbered[samples.labels]
+            kept = _rows(replace(samples, labels=labels), labels > -2)
+            if len(kept):
+                split[part] = kept
+        if "train" not in split:
+            raise DataError(
+                f"{self.name} has no training sample of the chosen classes",
+                where="data.labelled_classes",
+                instead="classes that the train part has",
+            )
+        self.classes = tuple(self.classes[label] for label in known + new)
+        self.num_known = len(known)
+        return split
+
+    def _chosen_classes(self) -> tuple[list[int], list[int]]:
+        """Return the classes that are labelled and those to be discovered, each in order."""
+        total, choice = self.num_classes, self.labelled_classes
+        if not total:
+            raise DataError(
+                f"{self.name} has no labels, and so no classes to choose from",
+                where="data.labelled_classes",
+                instead="images in class folders, or null",
+            )
+        if isinstance(choice, int):
+            if choice > total:
+                raise ConfigError(
+                    f"{self.name} has only {total} classes, not {choice}",
+                    where="data.labelled_classes",
+                    instead=f"a number from 1 to {total - 1}",
+                )
+            known = list(range(choice))
+        else:
+            known = self._labels_of(choice or [], "data.labelled_classes")
+        if len(known) == total:
+            raise ConfigError(
+                f"all {total} classes of {self.name} are labelled: nothing is left to be discovered",
+                where="data.labelled_classes",
+                instead="fewer classes",
+            )
+        if self.unlabelled_classes is None:
+            return known, [label for label in range(total) if label not in known]
+        new = self._labels_of(self.unlabelled_classes, "data.unlabelled_classes")
+        both = [self.classes[label] for label in known if label in new]
+        if both:
+            raise ConfigError(
+                f"classes both labelled and to be discovered: {_some(both)}",
+                where="data.unlabelled_classes",
+                instead="two lists without a class in common",
+            )
+        return known, new
+
+    def _labels_of(self, items: Sequence[int | str], where: str) -> list[int]:
+        labels = [self._label_of(item, where) for item in items]
+        twice = sorted({self.classes[label] for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ConfigError(f"classes named twice: {_some(twice)}", where=where, instead="each class once")
+        return sorted(labels)
+
+    def _label_of(self, item: int | str, where: str) -> int:
+        if isinstance(item, int) and 0 <= item < self.num_classes:
+            return item
+        if item in self.classes:
+            return self.classes.index(str(item))
+        close = get_close_matches(item, self.classes, n=3) if isinstance(item, str) else []
+        raise ConfigError(
+            f"{self.name} has no class {item!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""),
+            where=where,
+            instead=f"an index from 0 to {self.num_classes - 1}, or a name of {_some(self.classes)}",
+        )
+
+
+def _rows(samples: Samples, mask: Tensor) -> Samples:
+    """Return the samples of a mask, without a copy where they follow one another."""
+    rows = mask.nonzero().flatten()
+    if len(rows) == len(samples):
+        return samples
+    first = int(rows[0]) if len(rows) else 0
+    if not len(rows) or int(rows[-1]) - first + 1 == len(rows):
+        return samples.select(slice(first, first + len(rows)))
+    return samples.select(rows)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

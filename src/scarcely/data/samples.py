@@ -115,9 +115,10 @@ class Samples:
     def concat(parts: Sequence[Samples]) -> Samples:
         """Join samples of one shape in the order given.
 
-        A single non-empty part is returned as it is. Several are copied into one new tensor in
-        memory, memory maps too: sets too large for that must be written as one map to begin with.
-        Names are kept only if every part has them.
+        A single non-empty part is returned as it is, and slices of one tensor that follow one another
+        there are a longer slice. Others are copied into one new tensor in memory, memory maps too: sets
+        too large for that must be written as one map to begin with. Names are kept only if every part
+        has them.
 
         Raises:
             ValueError: no part given, or parts of different shapes or kinds.
@@ -138,20 +139,21 @@ class Samples:
         if all(part.source for part in filled):
             source = _digest(*(f"{part.source}:{len(part)}".encode() for part in filled))
         return Samples(
-            torch.cat([part.inputs for part in filled]),
+            _joined([part.inputs for part in filled]),
             torch.cat([part.labels for part in filled]),
             names,
             source,
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, labels: bool = True) -> str:
         """Return a hash (32 hex digits) of type, shape and content of inputs and labels.
 
-        Inputs are read in chunks, so that nothing is copied whole; those with a `source` are not
-        read at all. The same content with and without a `source` has different fingerprints.
+        Without `labels` it is of the inputs alone, for stages that see no label. Inputs are read in
+        chunks, so that nothing is copied whole; those with a `source` are not read at all. The same
+        content with and without a `source` has different fingerprints.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in (("inputs", self.inputs), ("labels", self.labels)):
+        for name, tensor in (("inputs", self.inputs), ("labels", self.labels))[: 1 + labels]:
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
             if name == "inputs" and self.source:
                 digest.update(self.source.encode())
@@ -160,6 +162,16 @@ class Samples:
             for chunk in tensor.split(rows):
                 digest.update(chunk.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    first, end = tensors[0], tensors[0].data_ptr()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or tensor.data_ptr() != end or not tensor.is_contiguous():
+            return torch.cat(tensors)
+        end += tensor.nbytes
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
 
 
 def _digest(*parts: bytes) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from scarcely.data.arrays import image_samples
 from scarcely.data.augment import Augmentation
+from scarcely.data.module import ClassChoice, ClassList
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -37,6 +38,8 @@ class STL10(TorchvisionSet):
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
         unlabelled: whether the unlabelled images are a part; without, their file need not be there.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "STL-10"
@@ -52,9 +55,18 @@ class STL10(TorchvisionSet):
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
         unlabelled: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
         self.unlabelled = unlabelled
 

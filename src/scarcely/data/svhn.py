@@ -7,6 +7,7 @@ from typing import Literal
 
 from scarcely.data.arrays import image_samples
 from scarcely.data.augment import Augmentation
+from scarcely.data.module import ClassChoice, ClassList
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -25,6 +26,8 @@ class SVHN(TorchvisionSet):
         root: folder of the two files.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title = "SVHN"
@@ -39,9 +42,18 @@ class SVHN(TorchvisionSet):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, download=download
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            download=download,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
         )
 
     def files(self) -> tuple[str, ...]:

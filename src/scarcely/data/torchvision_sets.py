@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
 from scarcely.data.augment import Augmentation
-from scarcely.data.module import DataModule
+from scarcely.data.module import ClassChoice, ClassList, DataModule
 from scarcely.errors import DataError
 
 __all__ = ["TorchvisionSet"]
@@ -37,6 +37,8 @@ class TorchvisionSet(DataModule):
         root: folder below which torchvision's layout of the set lies, or shall lie.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
+        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
+        unlabelled_classes: the classes to be discovered; all others by default.
     """
 
     title: ClassVar[str]
@@ -53,8 +55,18 @@ class TorchvisionSet(DataModule):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
+        labelled_classes: ClassChoice = None,
+        unlabelled_classes: ClassList = None,
     ) -> None:
-        super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)
+        super().__init__(
+            name=name,
+            kind=kind,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            labelled_classes=labelled_classes,
+            unlabelled_classes=unlabelled_classes,
+        )
         self.download = download
 
     # What a subclass fills in

@@ -145,7 +145,7 @@ def rank_adjacency(features: Tensor, k: PositiveInt) -> Tensor:
             instead=f"k between 1 and {features.shape[1]}",
         )
     top = _top_k_multi_hot(features.float(), k)
-    return _with_self(_product(top, top) == k)
+    return _with_self(product(top, top) == k)
 
 
 def mix_target(
@@ -193,7 +193,7 @@ def pairwise_bce(p: Tensor, q: Tensor, target: Tensor, mask: Tensor | None = Non
     Raises:
         ValueError: the target has another shape than P.
     """
-    same = _product(p, q).clamp(0, 1)
+    same = product(p, q).clamp(0, 1)
     if target.shape != same.shape:
         raise ValueError(f"the target has shape {tuple(target.shape)}, the pairs {tuple(same.shape)}")
     # lerp(a, b, t) = (1 - t) a + t b, without three more N x N temporaries.
@@ -232,20 +232,21 @@ def _centred(features: Tensor) -> Tensor:
 
 def _gram(features: Tensor) -> Tensor:
     """F Fᵀ, exactly symmetric: a matrix product may round (i, j) and (j, i) apart."""
-    gram = _product(features, features)
+    gram = product(features, features)
     return (gram + gram.mT).div_(2)
 
 
 def _top_k_multi_hot(features: Tensor, k: int) -> Tensor:
     """(N, D) with a one at each row's k largest features; a row that is not finite is all zeros."""
-    kth_largest = features.topk(k, dim=1).values[:, -1:]
-    above, level = features > kth_largest, features == kth_largest
-    room = k - above.sum(dim=1, keepdim=True)
-    top = above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= room))
-    return (top & features.isfinite().all(dim=1, keepdim=True)).float()
+    largest = features.topk(k, dim=1).values
+    kth = largest[:, -1:]
+    room = k - (largest > kth).sum(dim=1, keepdim=True, dtype=torch.int32)  # for values level with the k-th
+    level = features == kth
+    top = (features > kth) | (level & (level.cumsum(dim=1, dtype=torch.int32) <= room))
+    return (top & features.abs().amax(dim=1, keepdim=True).isfinite()).float()
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """A bᵀ in full float32."""
     with _full_float32(a.device.type):
         return a.float() @ b.float().mT

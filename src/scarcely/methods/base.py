@@ -7,6 +7,7 @@ them is a function of (seed, stage, epoch, step) and costs no wait for the devic
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from scarcely.backbones.base import Backbone
 from scarcely.data.augment import Augmentation
 from scarcely.data.loader import Batch
-from scarcely.errors import UserError
+from scarcely.errors import ConfigError, UserError
 from scarcely.methods.optimizer import Optimizer
 from scarcely.seeds import derive_seed
 from scarcely.spec import Literal
@@ -73,6 +74,7 @@ class Method(pl.LightningModule):
     views: int = 1
     inheritance: str = ""  # what of an earlier stage or a checkpoint was taken over
     scores: dict[str, float]  # of the last validation, for the record of the epoch
+    scored: str = ""  # what the scores speak of, where that is not all samples: "new/"
 
     def __init__(
         self,
@@ -99,6 +101,35 @@ class Method(pl.LightningModule):
     def logits(self, features: Tensor) -> Tensor | None:
         """Return (N, K) class or cluster scores of features (N, D); None without a classifier."""
         return None
+
+    def joint_logits(self, features: Tensor) -> Tensor | None:
+        """Return scores (N, C_l + C_u) of known and new classes together, of a method with such a head."""
+        return None
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Collection[str]:
+        """Take more than the backbone, which is filled already, from the stage or checkpoint before.
+
+        Args:
+            tensors: its whole state dict.
+
+        Returns:
+            The names of the tensors that were taken.
+        """
+        return ()
+
+    def check(self, batch_size: int) -> None:
+        """Look, before any training, whether the settings fit the networks that were built.
+
+        Raises:
+            ConfigError: the labeler cannot label a batch of this size and these features.
+        """
+        labeler = getattr(self, "labeler", None)
+        if labeler is not None and getattr(self, "space", "features") == "features":
+            try:
+                labeler(torch.zeros(batch_size, self.backbone.num_features))
+            except ConfigError as error:
+                where = f"method.labeler.{error.where}" if error.where else "method.labeler"
+                raise ConfigError(error.what, where=where, instead=error.instead) from error
 
     def prepare(self, batches: Any) -> None:
         """Look at the training data once before the first step; for what is no gradient descent."""
@@ -240,21 +271,28 @@ class Method(pl.LightningModule):
         """Keep the scores for the record of the epoch."""
         metric = getattr(self, "metric", None)
         if metric is not None:
-            self.scores = {k: float(v) for k, v in metric.compute().items()}
+            self.scores = {f"{self.scored}{k}": float(v) for k, v in metric.compute().items()}
             metric.reset()
 
     @torch.no_grad()
-    def predict_all(self, batches: Any) -> Predictions:
+    def predict_all(
+        self, batches: Any, scores_of: Callable[[Tensor], Tensor | None] | None = None
+    ) -> Predictions:
         """Return features and probabilities of all samples that the loader gives, in its order.
 
         The mode of the module is restored.
+
+        Args:
+            batches: a loader.
+            scores_of: features (n, D) to scores (n, K); `logits` if not given.
         """
+        scores_of = scores_of or self.logits
         was_training = self.training
         self.eval()
         features, probabilities, index, labels = [], [], [], []
         for batch in batches:
             f = self.features(batch.views[0])
-            scores = self.logits(f)
+            scores = scores_of(f)
             features.append(f.float().cpu())
             index.append(batch.index.cpu())
             labels.append(batch.labels.cpu())
@@ -274,10 +312,11 @@ def _nanmean(values: Tensor) -> Tensor:
     return values.nanmean(dim=0)
 
 
-def mlp_head(num_features: int, num_outputs: int, hidden: int | None = None) -> nn.Module:
-    """Return a linear head, or one with a hidden layer and ReLU."""
+def mlp_head(num_features: int, num_outputs: int, hidden: int | None = None, norm: bool = False) -> nn.Module:
+    """Return a linear head, or one with a hidden layer and ReLU, with BatchNorm before it if ``norm``."""
     if hidden is None:
         return nn.Linear(num_features, num_outputs)
+    between = [nn.BatchNorm1d(hidden)] if norm else []
     return nn.Sequential(
-        nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_outputs)
+        nn.Linear(num_features, hidden), *between, nn.ReLU(inplace=True), nn.Linear(hidden, num_outputs)
     )

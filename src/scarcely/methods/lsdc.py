@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from scarcely.functional.ramp import sigmoid_rampup
 from scarcely.methods.base import Method, mlp_head
 from scarcely.methods.optimizer import Optimizer
 from scarcely.metrics import ClusterAccuracy
+from scarcely.metrics.pairs import pair_quality
 from scarcely.spec import Literal, NonNegative, Positive, PositiveInt
 
 Permutations = tuple[Tensor, Tensor]
@@ -131,26 +131,3 @@ class LSDC(Method):
     def epoch_metrics(self) -> dict[str, float]:
         """Return the weight of the consistency."""
         return {"rampup": self.consistency * sigmoid_rampup(self.current_epoch, self.rampup)}
-
-
-def pair_quality(adjacency: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return the share of positive pairs and their precision, self-pairs left out.
-
-    Args:
-        adjacency: (N, N) bool, the diagonal true.
-        labels: (N,) int64 true classes, -1 unknown.
-
-    Returns:
-        ``pairs/positive`` over all pairs of two samples; ``pairs/precision`` over the positive
-        pairs whose two classes are known, NaN where there is none.
-    """
-    n = len(adjacency)
-    known = labels >= 0
-    off_diagonal = ~torch.eye(n, dtype=torch.bool, device=adjacency.device)
-    positive = adjacency & off_diagonal
-    judged = positive & known[:, None] & known[None, :]
-    correct = judged & (labels[:, None] == labels[None, :])
-    return {
-        "pairs/positive": positive.sum() / max(1, n * (n - 1)),
-        "pairs/precision": correct.sum() / judged.sum(),
-    }

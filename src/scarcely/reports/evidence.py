@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ import numpy as np
 from scarcely.errors import DataError
 from scarcely.files import write_atomically
 
-_ARRAYS = ("predicted", "confidence", "labels", "features", "feature_index")
+_ARRAYS = (
+    *("predicted", "confidence", "labels", "features", "feature_index"),
+    *("old_features", "old_labels"),
+)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +45,14 @@ class Evidence:
         names: file of each sample.
         features: (M, D) float32 features of a subset of the samples.
         feature_index: (M,) which samples those are.
-        test: ``{"counts": (C, K) int}``, confusion counts of a test split that was not trained on.
+        test: ``{"counts": (C, K) int}``, confusion counts of a test split that was not trained on; with
+            ``"classes"``, the names of its C classes, where these are not those of the samples.
+        old_classes: names of the known classes beside which ``classes``, those of the samples, were
+            discovered; empty where the method discovers none. They are the first of the test split.
+        old_features: (L, D) features of some samples of known classes.
+        old_labels: (L,) their classes.
+        snapshots: features while the last stage was trained: ``epochs`` (S,), ``features`` (S, M, D) and
+            ``index`` (M,), which of the samples those are.
 
     Raises:
         ValueError: arrays that speak of the same samples differ in length.
@@ -61,6 +73,10 @@ class Evidence:
     features: np.ndarray | None = None
     feature_index: np.ndarray | None = None
     test: dict[str, Any] | None = None
+    old_classes: tuple[str, ...] = ()
+    old_features: np.ndarray | None = None
+    old_labels: np.ndarray | None = None
+    snapshots: dict[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.run_dir)
@@ -73,6 +89,10 @@ class Evidence:
                 self.feature_index = np.arange(len(self.features))
             if len(self.features) != len(self.feature_index):
                 raise ValueError(f"{len(self.features)} features, {len(self.feature_index)} indices of them")
+        if self.old_features is not None:
+            labels = () if self.old_labels is None else self.old_labels
+            if len(self.old_features) != len(labels):
+                raise ValueError(f"{len(self.old_features)} features of known classes, {len(labels)} labels")
 
     @property
     def counts(self) -> np.ndarray | None:
@@ -82,7 +102,9 @@ class Evidence:
         return confusion_counts(self.labels, self.predicted, len(self.classes), self.num_clusters)
 
     def save(self) -> Path:
-        """Write the arrays to ``run_dir/predictions.npz``, atomically; images and names stay where they are.
+        """Write the arrays to ``run_dir/predictions.npz``, atomically.
+
+        Images, names and snapshots stay where they are.
 
         Returns:
             The file written.
@@ -95,8 +117,12 @@ class Evidence:
             "classes": np.array(self.classes, dtype=np.str_),
         }
         content |= {key: getattr(self, key) for key in _ARRAYS if getattr(self, key) is not None}
+        if self.old_classes:
+            content["old_classes"] = np.array(self.old_classes, dtype=np.str_)
         if self.test is not None:
             content["test_counts"] = self.test["counts"]
+            if "classes" in self.test:
+                content["test_classes"] = np.array(self.test["classes"], dtype=np.str_)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **content)
         return write_atomically(self.run_dir / "predictions.npz", buffer.getvalue())
@@ -122,7 +148,11 @@ class Evidence:
         """
         run_dir = Path(run_dir)
         arrays = _read_predictions(run_dir / "predictions.npz")
-        test = arrays.pop("test_counts", None)
+        test: dict[str, Any] | None = None
+        if "test_counts" in arrays:
+            test = {"counts": arrays["test_counts"]}
+            if "test_classes" in arrays:
+                test["classes"] = tuple(map(str, arrays["test_classes"]))
         has_predictions = "predicted" in arrays
         return cls(
             run_dir=run_dir,
@@ -134,7 +164,9 @@ class Evidence:
             num_clusters=int(arrays.pop("num_clusters", 0)),
             images=images,
             names=None if names is None else tuple(names),
-            test=None if test is None else {"counts": test},
+            test=test,
+            old_classes=tuple(map(str, arrays.pop("old_classes", ()))),
+            snapshots=_read_snapshots(run_dir / "snapshots.npz"),
             **{key: arrays[key] for key in _ARRAYS if key in arrays},
         )
 
@@ -221,3 +253,14 @@ def _read_predictions(path: Path) -> dict[str, Any]:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"The predictions cannot be read: {error}", where=str(path)) from error
+
+
+def _read_snapshots(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in ("epochs", "features", "index")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s cannot be read, its picture is left out: %s", path, error)
+        return None

@@ -36,7 +36,13 @@ CAPTIONS: Mapping[str, Caption] = {
     ),
     "test-confusion": Caption(
         "Confusion matrix of the test split",
-        "As above, for samples that were not trained on, with a matching of their own.",
+        "As above, for samples that were not trained on, with a matching of their own; where new classes "
+        "were found beside known ones, these keep their names and the clusters are matched to the new ones.",
+    ),
+    "class-count": Caption(
+        "Number of new classes",
+        "The number was chosen where both curves together are highest, the accuracy on known classes whose "
+        "labels were hidden and the silhouette of the unlabelled samples; the dashed line is the choice.",
     ),
     "sizes": Caption(
         "Sizes",
@@ -52,6 +58,16 @@ CAPTIONS: Mapping[str, Caption] = {
         "Embedding",
         "Each point is a sample and neighbours have similar features; where the panels differ in colour, "
         "clusters and classes disagree (how far apart distant groups are means nothing).",
+    ),
+    "evolution": Caption(
+        "The new classes while training",
+        "The same unlabelled samples before, halfway through and after the last stage, in the colour of "
+        "their true class; groups that come apart are classes that were discovered.",
+    ),
+    "old-new": Caption(
+        "Old and new classes together",
+        "Circles are samples of old classes, triangles of new ones, in one picture of the features at the "
+        "end; a new class that lies over an old one is mistaken for it.",
     ),
     "pairs": Caption(
         "Pairwise pseudo-labels",
@@ -107,6 +123,8 @@ def write_report(
         fast=bool(config.get("fast")),
         protocol=table.describe_protocol(results),
         headline=[(row, table.describe_metric(row.key)) for row in table.headline_metrics(metrics)],
+        old_new=table.old_new_metrics(metrics),
+        old_new_columns=table.OLD_NEW_COLUMNS,
         others=[(*row, table.describe_metric(row[0])) for row in table.other_metrics(metrics)],
         facts=_facts(evidence),
         stages=[(stage, table.format_seconds(stage.get("seconds"))) for stage in stages],

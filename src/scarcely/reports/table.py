@@ -21,9 +21,32 @@ _HEADLINE = {
     "ari": "ARI",
     "test/acc": "ACC, test split",
     "new/acc": "ACC, new classes",
+    "new/nmi": "NMI, new classes",
+    "new/ari": "ARI, new classes",
     "test/accuracy": "accuracy, test split",
     "decathlon/score": "decathlon score",
 }
+# What stands beside it, and what it is called.
+_BASELINES = {
+    "kmeans/": "k-means on raw inputs",
+    "kmeans/features/": "k-means on the features before this stage",
+}
+# Three ways to score old and new classes together: what they are called, and what they are.
+OLD_NEW_COLUMNS = {
+    "acc": (
+        "ACC, each group assigned by itself",
+        "old and new classes each pick their predictions, so that one may serve both: never below the next",
+    ),
+    "acc_joint": (
+        "ACC, all classes assigned at once",
+        "one assignment, in which each prediction stands for one class, old or new",
+    ),
+    "accuracy": (
+        "accuracy by name, nothing assigned",
+        "predictions of old classes mean what they are called; new classes have no names",
+    ),
+}
+_PARTS = {"test": "test split", "train": "trained on"}
 _FRACTIONS = frozenset(
     {
         "acc",
@@ -51,16 +74,40 @@ _MEANING: tuple[tuple[str, str], ...] = (
         r"ari",
         "pairs of samples that clusters and classes agree on, corrected for chance (adjusted Rand index)",
     ),
+    (
+        r"kmeans/features/new/.*",
+        "the same of k-means on the features that this stage started from, the baseline of the method",
+    ),
+    (r"kmeans/new/.*", "the same of k-means on the raw inputs of the unlabelled classes"),
     (r"kmeans/.*", "the same of k-means, the baseline"),
+    (r"clusters/used", "clusters that any sample is in"),
     (r"confident/(acc|accuracy)", "accuracy of the samples predicted above 0.9 alone"),
     (r"confident/share", "share of the samples predicted above 0.9"),
     (r"test/acc", f"accuracy on the test split, which was not trained on; {_MATCHED}"),
     (r"test/accuracy", "share of the test split that the classifier gets right"),
     (r"pseudo/accuracy", "share of the pseudo-labels that are right"),
     (r"new/acc", f"accuracy on the unlabelled classes of the train split; {_MATCHED}"),
+    (r"new/nmi", "mutual information of clusters and classes on the unlabelled classes; 0 is chance"),
+    (r"new/ari", "pairs of unlabelled samples that clusters and classes agree on, corrected for chance"),
     (r"test/old/accuracy", "accuracy on the labelled classes of the test split, without any matching"),
-    (r"test/(old|new|all)/acc", "accuracy on that part of the test split, clusters matched within the part"),
-    (r"test/all/acc_joint", "accuracy on old and new classes of the test split, one matching for both"),
+    (r"train/old/accuracy", "accuracy on the labelled classes of the train split, without any matching"),
+    (
+        r"(train|test)/all/acc",
+        "mean over all samples of the accuracies of old and new classes, each matched within their group",
+    ),
+    (
+        r"(train|test)/(old|new)/acc",
+        "accuracy on that part of the split, predictions matched within the part alone",
+    ),
+    (
+        r"(train|test)/all/acc_joint",
+        "accuracy on old and new classes of the split, one matching for both",
+    ),
+    (
+        r"(train|test)/(old|new)/acc_joint",
+        "accuracy on that part of the split under the one matching of all classes, old and new",
+    ),
+    (r"train/accuracy", "share of the samples trained on that the classifier gets right"),
     (r"domain/.*/accuracy", "share of this domain's test images that are classified right"),
     (r"decathlon/score", "the decathlon's score over all domains; 10,000 would be no error at all"),
     (r"parameters/ratio", "parameters of all domains together against one network, heads left out"),
@@ -80,6 +127,19 @@ _PROTOCOLS = {
         "the test split, which training never saw."
     ),
 }
+# The same where new classes are discovered: what was trained on is labelled in part.
+_DISCOVERY_PROTOCOLS = {
+    "all": (
+        "Trained on all samples there are, with the labels of the old classes alone. The headline is of the "
+        "unlabelled samples of the new classes, the same that were trained on; their labels serve the score "
+        "alone."
+    ),
+    "split": (
+        "Trained on the train split, with the labels of the old classes alone. The headline is of the "
+        "unlabelled classes of the train split, whose labels serve the score alone; figures of the test "
+        "split are of samples that training never saw."
+    ),
+}
 
 
 def describe_metric(name: str) -> str:
@@ -90,14 +150,21 @@ def describe_metric(name: str) -> str:
 def describe_protocol(results: Mapping[str, Any]) -> str:
     """Say in words what a run was trained on and what it was scored on."""
     protocol = results.get("protocol")
-    return _PROTOCOLS.get(str(protocol), "" if protocol is None else f"Protocol: {protocol}.")
+    discovers = any(key.startswith(("new/", "train/old/")) for key in results.get("metrics") or {})
+    protocols = _DISCOVERY_PROTOCOLS if discovers else _PROTOCOLS
+    return protocols.get(str(protocol), "" if protocol is None else f"Protocol: {protocol}.")
+
+
+def is_fraction(name: str) -> bool:
+    """Return whether a metric, or 1 less it, lies between 0 and 1 and is written as percent."""
+    return name.removeprefix("1-").split("/")[-1] in _FRACTIONS
 
 
 def format_metric(name: str, value: Any) -> str:
     """Write a metric for people: fractions as percent with one decimal, scores as they are."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         return "n/a"
-    if name.split("/")[-1] in _FRACTIONS:
+    if is_fraction(name):
         return f"{100 * value:.1f} %"
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -122,23 +189,56 @@ class Headline(NamedTuple):
     key: str
     name: str
     value: str
-    baseline: str  # of k-means on raw inputs; empty where it was not run
+    baselines: dict[str, str]  # the same figure of k-means, by what it was run on
 
 
 def headline_metrics(metrics: Mapping[str, Any]) -> list[Headline]:
-    """Pick the figures that a run is judged by, with that of k-means on raw inputs beside each."""
+    """Pick the figures that a run is judged by, with those of k-means beside each."""
     rows = []
     for key, name in _HEADLINE.items():
-        baseline = f"kmeans/{key}"
-        if key in metrics or baseline in metrics:
-            known = format_metric(key, metrics[baseline]) if baseline in metrics else ""
+        known = {
+            told: format_metric(key, metrics[prefix + key])
+            for prefix, told in _BASELINES.items()
+            if prefix + key in metrics
+        }
+        if key in metrics or known:
             rows.append(Headline(key, name, format_metric(key, metrics.get(key)), known))
     return rows
 
 
+class OldNewRow(NamedTuple):
+    """The scores of one group of classes, one a column of `OLD_NEW_COLUMNS`."""
+
+    part: str
+    group: str
+    values: list[str]
+
+
+def old_new_metrics(metrics: Mapping[str, Any]) -> list[OldNewRow]:
+    """Arrange the scores of old and new classes together, those of the test split first.
+
+    Returns:
+        A row a group of each split; none for a run that does not tell old and new classes apart.
+    """
+    rows = []
+    for part in _PARTS:
+        if f"{part}/all/acc_joint" not in metrics:
+            continue
+        for group in ("old", "new", "all"):
+            keys = [f"{part}/{group}/{column}" for column in OLD_NEW_COLUMNS]
+            values = [format_metric(key, metrics[key]) if key in metrics else "–" for key in keys]
+            if any(key in metrics for key in keys):
+                told = "old and new" if group == "all" else group
+                rows.append(OldNewRow(_PARTS[part], f"{told} classes", values))
+    return rows
+
+
 def other_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the metrics that are not in `headline_metrics`, named and written for people."""
-    shown = {*_HEADLINE, *(f"kmeans/{key}" for key in _HEADLINE)}
+    """Return the metrics that neither of the other two shows, named and written for people."""
+    shown = {*_HEADLINE, *(prefix + key for key in _HEADLINE for prefix in _BASELINES)}
+    for part in _PARTS:
+        if f"{part}/all/acc_joint" in metrics:
+            shown |= {f"{part}/{g}/{c}" for g in ("old", "new", "all") for c in OLD_NEW_COLUMNS}
     return [(key, format_metric(key, value)) for key, value in metrics.items() if key not in shown]
 
 
@@ -174,16 +274,28 @@ def print_results(run: Evidence | Mapping[str, Any], console: Console | None = N
     headline = headline_metrics(metrics)
     if headline:
         table = Table(title=title, title_justify="left")
-        has_baseline = any(row.baseline for row in headline)
-        table.add_column("")
-        table.add_column("this run", justify="right", style="bold")
-        if has_baseline:
-            table.add_column("k-means on raw inputs", justify="right")
+        baselines = [name for name in _BASELINES.values() if any(name in row.baselines for row in headline)]
+        table.add_column("", no_wrap=True)
+        table.add_column("this run", justify="right", style="bold", no_wrap=True)
+        for name in baselines:
+            table.add_column(name, justify="right")
         for row in headline:
-            table.add_row(row.name, row.value, *([row.baseline or "–"] if has_baseline else []))
+            table.add_row(row.name, row.value, *(row.baselines.get(name, "–") for name in baselines))
         console.print(table)
     else:
         console.print(title)
+
+    together = old_new_metrics(metrics)
+    if together:
+        told = "Old and new classes together: any sample may be given any of them"
+        table = Table(title=told, title_justify="left", title_style="bold")
+        table.add_column("", no_wrap=True)
+        for name, _ in OLD_NEW_COLUMNS.values():
+            table.add_column(name, justify="right")
+        for number, scores in enumerate(together):
+            last = number + 1 == len(together) or together[number + 1].part != scores.part
+            table.add_row(f"{scores.part}, {scores.group}", *scores.values, end_section=last)
+        console.print(table)
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -200,6 +312,47 @@ def print_results(run: Evidence | Mapping[str, Any], console: Console | None = N
     if isinstance(run, Evidence):
         # Unwrapped, so that the path can be clicked and copied.
         console.print(Text(f"report: {run.run_dir / 'report.html'}"), soft_wrap=True)
+
+
+def print_class_count(estimate: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print how many new classes were estimated, and the figures of the numbers around.
+
+    Args:
+        estimate: ``num_new``, the choice, and by candidate ``candidates``, ``anchor_accuracy`` in [0, 1] and
+            ``silhouette`` in [−1, 1].
+        console: where to; standard error if not given.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console(stderr=True)
+    choice = int(estimate["num_new"])
+    candidates = [int(k) for k in estimate.get("candidates") or []]
+    told = f"{choice} new class{'' if choice == 1 else 'es'} estimated"
+    if not candidates:
+        console.print(told, style="bold")
+        return
+    table = Table(title=told, title_justify="left", title_style="bold")
+    for name in ("new classes", "accuracy on known classes", "silhouette"):
+        table.add_column(name, justify="right")
+    nearest = min(range(len(candidates)), key=lambda i: abs(candidates[i] - choice))
+    shown = {0, len(candidates) - 1, *range(max(0, nearest - 4), min(len(candidates), nearest + 5))}
+    nothing: list[Any] = [None] * len(candidates)
+    accuracies = estimate.get("anchor_accuracy") or nothing
+    silhouettes = estimate.get("silhouette") or nothing
+    before = -1
+    for i in sorted(shown):
+        if i > before + 1:
+            table.add_row("…", "…", "…")
+        before = i
+        chosen = candidates[i] == choice
+        table.add_row(
+            f"{'→ ' if chosen else ''}{candidates[i]}",
+            format_metric("accuracy", accuracies[i]),
+            format_metric("silhouette", silhouettes[i]),
+            style="bold" if chosen else None,
+        )
+    console.print(table)
 
 
 def run_title(results: Mapping[str, Any]) -> str:
@@ -256,7 +409,8 @@ def results_table(
         groups.setdefault(tuple(str(run.get(key, "")) for key in group_by), []).append(run)
     if metrics is None:
         found = dict.fromkeys(key for run in runs for key in run.get("metrics") or {})
-        first = [key for key in (*_HEADLINE, *(f"kmeans/{key}" for key in _HEADLINE)) if key in found]
+        known = (prefix + key for prefix in ("", *_BASELINES) for key in _HEADLINE)
+        first = [key for key in known if key in found]
         metrics = [*first, *(key for key in found if key not in first)]
     head = [*group_by, *metrics, "runs", "seeds", "time"]
     lines = [_markdown_row(head), "|" + " --- |" * len(head)]
@@ -274,8 +428,7 @@ def _metric_cell(key: str, runs: Sequence[Mapping[str, Any]]) -> str:
     values = [run["metrics"][key] for run in runs if key in (run.get("metrics") or {})]
     if not values:
         return ""
-    fraction = key.split("/")[-1] in _FRACTIONS
-    text = mean_std(values) if fraction else mean_std(values, scale=1.0, decimals=2)
+    text = mean_std(values) if is_fraction(key) else mean_std(values, scale=1.0, decimals=2)
     return text if len(values) == len(runs) else f"{text} (n={len(values)})"
 
 

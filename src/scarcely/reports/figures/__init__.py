@@ -17,8 +17,9 @@ import numpy as np
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import style
 from scarcely.reports.figures.confusions import confident_confusion, confusion
+from scarcely.reports.figures.discovery import OldNew, class_count, evolution, old_and_new
 from scarcely.reports.figures.embeddings import embedding
-from scarcely.reports.figures.matching import match_clusters
+from scarcely.reports.figures.matching import match_clusters, match_old_new
 from scarcely.reports.figures.montages import montage
 from scarcely.reports.figures.pair_graphs import connections
 from scarcely.reports.figures.sizes import cluster_sizes
@@ -29,16 +30,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "OldNew",
     "build_figures",
+    "class_count",
     "cluster_sizes",
     "confident_confusion",
     "confusion",
     "connections",
     "curves",
     "embedding",
+    "evolution",
     "headline",
     "match_clusters",
+    "match_old_new",
     "montage",
+    "old_and_new",
+    "old_new_of",
     "palette",
     "plain",
     "pseudo_labels",
@@ -60,14 +67,15 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
 
     Returns:
         Figures by name, which is also the stem of their file: ``confusion``, ``confident``,
-        ``test-confusion``, ``sizes``, ``montage`` (then ``montage-2`` and on), ``embedding``,
-        ``pairs``, ``curves``; only those that there are.
+        ``test-confusion``, ``class-count``, ``sizes``, ``montage`` (then ``montage-2`` and on),
+        ``embedding``, ``evolution``, ``old-new``, ``pairs``, ``curves``; only those that there are.
     """
     if seed is None:
         given = evidence.results.get("seed")
         seed = given if isinstance(given, int) else 0
     identity = evidence.kind == "classification"
-    word = "Classes" if identity else "Clusters and classes"
+    discovery = bool(evidence.old_classes)
+    word = "Classes" if identity else "Clusters of the new classes" if discovery else "Clusters and classes"
     classes, clusters = evidence.classes, evidence.num_clusters
     predicted, confidence, labels = evidence.predicted, evidence.confidence, evidence.labels
     counts = evidence.counts
@@ -93,7 +101,12 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
             add("confident", confident_confusion, *known, matching=matching)
     if evidence.test is not None:
         unseen = np.asarray(evidence.test["counts"])
-        add("test-confusion", confusion, unseen, classes, f"{word} of the test split", identity=identity)
+        both = match_old_new(unseen, len(evidence.old_classes)) if discovery else None
+        title = f"{'Old and new classes' if discovery else word} of the test split"
+        names = evidence.test.get("classes", classes)
+        add("test-confusion", confusion, unseen, names, title, matching=both, identity=identity)
+    if evidence.results.get("class_count"):
+        add("class-count", class_count, evidence.results["class_count"], len(classes))
     if predicted is not None:
         add("sizes", cluster_sizes, predicted, labels, classes, clusters, matching=matching)
         if evidence.images is not None:
@@ -104,6 +117,27 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         subset = [None if array is None else np.asarray(array)[index] for array in (labels, predicted)]
         features = (evidence.features, *subset, classes, clusters)
         add("embedding", embedding, *features, matching=matching, seed=seed)
+    if evidence.snapshots is not None:
+        kept = evidence.snapshots
+        subset = [
+            None if array is None else np.asarray(array)[kept["index"]] for array in (labels, predicted)
+        ]
+        add("evolution", evolution, kept["features"], kept["epochs"], *subset, classes, seed=seed)
+    together = old_new_of(evidence)
+    if together is not None:
+        add("old-new", old_and_new, {"": together}, seed=seed)
     add("pairs", pseudo_labels, evidence.history)
     add("curves", curves, evidence.history)
     return figures
+
+
+def old_new_of(evidence: Evidence) -> OldNew | None:
+    """Return the features of known and of new classes that a run kept; None if it has not both."""
+    old, new = evidence.old_features, evidence.features
+    if old is None or new is None or not len(old) or not len(new):
+        return None
+    hidden = np.full(len(new), -1)
+    if evidence.labels is not None:
+        hidden = np.asarray(evidence.labels)[evidence.feature_index]
+    known = np.asarray(evidence.old_labels)
+    return OldNew(old, known, new, hidden, evidence.old_classes, evidence.classes)

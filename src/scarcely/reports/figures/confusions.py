@@ -35,7 +35,7 @@ def confusion(
         counts: (C, K) counts, classes in rows.
         classes: names of the classes; missing ones are numbered.
         title: first words of the title; the share on the diagonal is added.
-        matching: from `match_clusters`; made from ``counts`` if not given.
+        matching: from `match_clusters` or `match_old_new`; made from ``counts`` if not given.
         identity: of that matching: columns are classes already.
 
     Returns:
@@ -45,7 +45,7 @@ def confusion(
     if counts.ndim != 2 or not counts.size or counts.sum() == 0:
         return None
     matching = matching or match_clusters(counts, identity=identity)
-    where = "on the diagonal" if matching.identity else "in the cluster of their class"
+    where = "on the diagonal" if matching.identity or matching.named else "in the cluster of their class"
     title = (
         f"{title}: {style.percent(matching.right(counts), counts.sum())} of {counts.sum():,} samples {where}"
     )
@@ -91,12 +91,22 @@ def _draw_confusion(
         axes.axvline(diagonal - 0.5, color=style.INK, linewidth=1)
     if diagonal < num_rows:
         axes.axhline(diagonal - 0.5, color=style.INK, linewidth=1)
+    if 0 < matching.named < most:  # between old and new
+        for line in (axes.axvline, axes.axhline):
+            line(matching.named - 0.5, color=style.INK, linewidth=1, linestyle=(0, (4, 3)))
 
     font = 8.0 if most <= style.MANY else 7.0 if most <= 60 else 5.5
     rows, columns = style.thin(num_rows), style.thin(num_columns)
     axes.set_yticks(rows, [names[i] for i in rows], fontsize=font)
     predictions = matching.columns[columns]
-    if not matching.identity:
+    if matching.named:
+        told = [_old_or_cluster(classes, int(k), matching.named) for k in predictions]
+        if most > style.MANY:
+            axes.set_xticks(columns, told, fontsize=font, rotation=90)
+        else:
+            style.slanted_ticks(axes, told, font)
+        axes.set_xlabel("predicted: a known class by name, or a cluster of new ones")
+    elif not matching.identity:
         turn = 90 if most > 40 else 0
         axes.set_xticks(columns, [str(k) for k in predictions], fontsize=font, rotation=turn)
         axes.set_xlabel("cluster" + ("; left over beyond the line" if diagonal < num_columns else ""))
@@ -114,6 +124,12 @@ def _draw_confusion(
     axes.tick_params(which="both", length=0, colors=style.INK)
     axes.spines[:].set_visible(False)
     return style.settle(figure)
+
+
+def _old_or_cluster(classes: Sequence[str], prediction: int, num_known: int) -> str:
+    if prediction < num_known:
+        return style.class_name(classes, prediction)
+    return f"cluster {prediction - num_known}"
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, share: np.ndarray, *, as_counts: bool) -> None:

@@ -19,12 +19,14 @@ class Matching(NamedTuple):
             clusters come last, the largest first.
         class_of: (K,) class of each cluster, -1 for one left over.
         identity: the "clusters" are the predictions of a classifier, nothing was matched.
+        named: how many of the first "clusters" are such predictions while the others were matched.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     class_of: np.ndarray
     identity: bool = False
+    named: int = 0
 
     def right(self, counts: np.ndarray) -> int:
         """Count the samples on the diagonal: those in the cluster of their class."""
@@ -57,6 +59,23 @@ def match_clusters(counts: np.ndarray, *, identity: bool = False) -> Matching:
     left_over = left_over[np.argsort(-counts[:, left_over].sum(axis=0), kind="stable")]
     diagonal = cluster_of[row_order]
     return Matching(row_order, np.concatenate([diagonal[diagonal >= 0], left_over]), class_of, identity)
+
+
+def match_old_new(counts: np.ndarray, num_known: int) -> Matching:
+    """Keep the predictions of known classes where they are, and match the clusters to the new classes.
+
+    Args:
+        counts: (C, K) confusion counts; the first rows and columns are the known classes.
+        num_known: how many these are.
+    """
+    new = match_clusters(counts[num_known:, num_known:])
+    known = np.arange(num_known)
+    return Matching(
+        rows=np.concatenate([known, num_known + new.rows]),
+        columns=np.concatenate([known, num_known + new.columns]),
+        class_of=np.concatenate([known, np.where(new.class_of >= 0, num_known + new.class_of, -1)]),
+        named=num_known,
+    )
 
 
 class Groups(NamedTuple):

@@ -219,8 +219,8 @@ def pseudo_labels(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """
     wanted = {
         "pairs/positive": "pairs called positive",
-        "pairs/precision": "precision: share of them that are of one class",
-        "pairs/recall": "recall: share of the pairs of one class that were found",
+        "pairs/precision": "precision: positive pairs of one class",
+        "pairs/recall": "recall: pairs of one class found",
     }
     keys = [key for key in wanted if _keys(history, lambda k, key=key: k == key)]  # type: ignore[misc]
     # Stages without pairs (the pretext) would only be empty bands.
@@ -236,5 +236,7 @@ def pseudo_labels(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     for axes, key in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys):
         _draw_panel(axes, stages, _Panel(wanted[key], [key], percent=True))
         # From 0, or a change of half a percent would fill the panel.
-        axes.set_ylim(0, 1.15 * axes.get_ylim()[1] if key == "pairs/positive" else 1.02)
+        highest = axes.get_ylim()[1]
+        small = key == "pairs/positive" or (key == "pairs/recall" and highest < 0.5)  # rare by design
+        axes.set_ylim(0, 1.15 * highest if small else 1.02)
     return style.settle(figure)

@@ -1,0 +1,63 @@
+"""Which samples are of one class? The stage before KCL and MCL (Hsu, Lv and Kira, 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scarcely.backbones.base import Backbone
+from scarcely.data.loader import Batch
+from scarcely.functional.transfer import similarity_bce
+from scarcely.methods.base import Method
+from scarcely.methods.optimizer import Optimizer
+from scarcely.methods.transfer import PairHead
+from scarcely.metrics.pairs import pair_quality
+from scarcely.spec import Literal, UnitInterval
+
+
+class Similarity(Method):
+    """Binary cross-entropy on all pairs of a batch of labelled samples.
+
+    Args:
+        backbone: the network.
+        optimizer: optimizer and schedule.
+        positive_share: share of the loss that the pairs of one class have together, however rare they
+            are: among C classes one pair in C. Null: each pair has the same weight.
+        freeze: last block that is not trained; 0 trains all.
+        frozen_bn: mode of frozen BatchNorm layers.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Optimizer,
+        positive_share: UnitInterval | None = None,
+        freeze: int | str = 0,
+        frozen_bn: Literal["train", "eval"] = "train",
+    ) -> None:
+        super().__init__(backbone, optimizer, freeze, frozen_bn)
+        self.pair_head = PairHead(backbone.num_features)
+        self.positive_share = positive_share
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of all pairs of one batch."""
+        logits = self.pair_head(self.backbone(batch.views[0]))
+        same = batch.labels[:, None] == batch.labels
+        loss = similarity_bce(logits, same, self.positive_share)
+        self.record({"loss": loss, **pair_quality(_connected(logits), batch.labels)})
+        return loss
+
+    @torch.no_grad()
+    def final_metrics(self, batches: Any) -> dict[str, float]:
+        """Return share, precision and recall of the pairs called positive: means over batches."""
+        self.eval()
+        scored = ((self.pair_head(self.backbone(batch.views[0])), batch.labels) for batch in batches)
+        found = [pair_quality(_connected(logits), labels) for logits, labels in scored]
+        means = torch.stack([torch.stack(list(f.values())) for f in found]).nanmean(dim=0).tolist()
+        return dict(zip(found[0], means, strict=True))
+
+
+def _connected(logits: Tensor) -> Tensor:
+    return (logits.detach() > 0).fill_diagonal_(True)

@@ -1,0 +1,229 @@
+"""Whole runs that discover new classes: stages, scores, two processes, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from scarcely import checkpoints, discovery, stages
+from scarcely.callbacks.history import read_rows
+from scarcely.run import execute
+from tests.runs import (
+    TINY,
+    compose,
+    data_of,
+    job_of,
+    rows_without_times,
+    start_ranks,
+    train_here,
+    weights,
+)
+
+KNOWN = "data.labelled_classes=[0,2,4,6,8]"
+SMALL = (
+    *TINY[:-2],
+    "method=ranking_statistics",
+    "pretext=none",
+    "epochs=2",
+    "stages.supervised.epochs=2",
+    "batch_size=128",
+    "embedding_size=0",
+)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    import scarcely.reports.html
+
+    monkeypatch.setattr(scarcely.reports.html, "write_report", lambda evidence: None)
+
+
+def run(folder: Path, *overrides: str) -> dict:
+    cache = f"cache_dir={folder.parent / 'cache'}"
+    config = compose(*overrides, f"run_dir={folder}", cache, base=SMALL)
+    return execute({**config, "command": ""}, folder.name)
+
+
+def test_a_run_scores_each_group_in_its_own_way(tmp_path, without_pictures):
+    results = run(tmp_path / "run", "method.incremental=true")
+    metrics = results["metrics"]
+    assert [s["name"] for s in results["stages"]] == ["supervised", "joint"]
+    groups = [f"{part}/{group}" for part in ("train", "test") for group in ("old", "new", "all")]
+    expected = {f"{group}/{how}" for group in groups for how in ("acc", "acc_joint")}
+    expected |= {"train/old/accuracy", "test/old/accuracy", "new/acc", "new/nmi", "new/ari"}
+    expected |= {f"{rival}/new/{s}" for rival in ("kmeans", "kmeans/features") for s in ("acc", "nmi", "ari")}
+    assert expected <= set(metrics)
+    assert all(0 <= metrics[name] <= 1 for name in expected - {"new/ari"})
+    with np.load(tmp_path / "run" / "predictions.npz") as arrays:
+        assert arrays["classes"].tolist() == ["1", "3", "5", "7", "9"]
+        train = np.arange(1797) % 5 != 4
+        assert len(arrays["labels"]) == (load_digits().target[train] % 2 == 1).sum()
+        assert arrays["labels"].min() == 0
+        assert arrays["test_counts"].shape == (10, 10)
+        assert arrays["test_counts"].sum() == 359
+        hits = arrays["test_counts"].diagonal()[:5].sum() / arrays["test_counts"][:5].sum()
+    assert metrics["test/old/accuracy"] == pytest.approx(hits)
+    assert not (tmp_path / "run" / "classifier.pt").exists()
+    # the supervised stage is found again by a run that differs in its last stage alone
+    again = run(tmp_path / "other", "method.consistency=0")
+    assert [s["cached"] for s in again["stages"]] == [True, False]
+    linear = checkpoints.load(tmp_path / "other" / "classifier.pt")["state_dict"]
+    assert linear["weight"].shape == (10, 16)
+
+
+def test_the_joint_stage_starts_from_the_supervised_head(tmp_path):
+    config = compose("epochs=1", base=SMALL)
+    data = data_of(config)
+    sizes = {"num_known": 5, "num_new": 5, "num_classes": 10}
+    supervised = job_of(config, data, 0, num_classes=5)
+    train_here(supervised, tmp_path / "supervised", data)
+    given = weights(tmp_path / "supervised")
+    for incremental in (False, True):
+        method = {**config["plan"][-1]["method"], "incremental": incremental}
+        source = str(tmp_path / "supervised" / "weights.pt")
+        job = job_of(config, data, method=method, inherited=source, **sizes)
+        joint = stages.build_method(job, data.input_shape)
+        assert torch.equal(joint.head.weight[:5], given["head.weight"])
+        assert len(joint.head.weight) == (10 if incremental else 5)
+        own = joint.backbone.state_dict()
+        assert all(torch.equal(own[n], given[f"backbone.{n}"]) for n in own)
+        assert "head.weight" not in joint.inheritance
+
+
+def test_hidden_labels_shape_nothing_but_scores(tmp_path):
+    """The classes to discover trade their labels: the weights are the same bits."""
+    config = compose(base=SMALL)
+    data, other = data_of(config), data_of(config)
+    hidden = other.parts["train"].labels >= other.num_known
+    other.parts["train"].labels[hidden] = 5 + (other.parts["train"].labels[hidden] - 4) % 5
+    sizes = {"num_known": 5, "num_new": 5, "num_classes": 10}
+    method = {**config["plan"][-1]["method"], "incremental": True}
+    jobs = [job_of(config, d, method=method, **sizes) for d in (data, other)]
+    for name, job, d in zip("ab", jobs, (data, other), strict=True):
+        train_here(job, tmp_path / name, d)
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    """Global pairs, the labelled and the unlabelled part spread unevenly over the ranks."""
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "method.pairs=global")
+    settings = (
+        "epochs=3",
+        "eval_every=1",
+        "method.incremental=true",
+        "method.rampup=2",
+        "method.labeler.k=2",
+    )
+    one, many = compose(*settings, base=SMALL), compose(*settings, *two, base=SMALL)
+    data = data_of(one)
+    # the statistics of BatchNorm are those of a rank's own samples: only the heads are trained
+    fixed = {"freeze": 4, "frozen_bn": "eval"}
+    jobs = [
+        job_of(c, data, method={**c["plan"][-1]["method"], **fixed}, num_known=5, num_new=5)
+        for c in (one, many)
+    ]
+    train_here(jobs[0], tmp_path / "one", data)
+    for process in start_ranks(jobs[1], tmp_path / "two"):
+        assert process.wait() == 0, process.output
+    first, second = (rows_without_times(tmp_path / name) for name in ("one", "two"))
+    assert len(first) == len(second) == 3
+    losses = ("loss", "loss/labelled", "loss/pairs", "loss/consistency", "loss/self")
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in losses:
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-7), name
+        assert a["new/acc"] == pytest.approx(b["new/acc"], abs=5e-3)
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_linear_classifier_separates_what_is_separable():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    features = 1000 * (torch.eye(3)[labels] + 0.1 * torch.randn(120, 3, generator=g))
+    layer = discovery.fit_linear(features, labels, 3, seed=1, epochs=30)
+    assert (layer(features).argmax(dim=1) == labels).float().mean() > 0.98
+    same = discovery.fit_linear(features, labels, 3, seed=1, epochs=30)
+    assert torch.equal(layer.weight, same.weight)
+
+
+# What is refused, in one message, before any training
+
+REFUSED = {
+    ("data.labelled_classes=[0,1]", "data.unlabelled_classes=[1,2]"): "unlabelled_classes",
+    ("data.labelled_classes=[]",): "labelled_classes",
+    ("data.labelled_classes=[0,11]",): "labelled_classes",
+    ("data.labelled_classes=10",): "labelled_classes",
+    ("data.labelled_classes=null",): "labelled_classes",
+    ("num_new=0",): "num_new",
+    ("num_new=721",): "num_new",
+    ("num_new=some",): "num_new",
+    ("num_clusters=5",): "num_clusters",
+    ("method=lsdc", "num_new=5"): "num_new",
+    ("method.labeler.k=257",): "method.labeler.k",
+    ("method.labeler.k=0",): "method.labeler.k",
+    ("data=tfidf", "data.root=."): "method",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
+def test_a_mistake_is_one_message_and_writes_nothing(arguments, tmp_path, monkeypatch, capfd):
+    from scarcely.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    method = [] if any(a.startswith("method=") for a in arguments) else ["method=ranking_statistics"]
+    assert main([*method, *arguments]) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    where = next(line for line in err.splitlines() if line.startswith("  where:"))
+    assert REFUSED[arguments] in where + err.partition("where:")[0]
+    assert "  instead: " in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("known/cat/1.png", "known/cat/2.png", "known/dog/3.png", "known/dog/4.png", "new/5.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return tmp_path
+
+
+def test_an_incremental_run_needs_a_test_split(two_folders, monkeypatch, capfd):
+    from scarcely.cli import main
+
+    monkeypatch.chdir(two_folders)
+    folders = ["data=imagefolder", "data.labelled=known", "data.unlabelled=new", "num_new=1"]
+    monkeypatch.setenv("SCARCELY_CACHE", str(two_folders / "cache"))
+    assert main(["method=ranking_statistics", *folders, "method.incremental=true"]) == 2
+    err = capfd.readouterr().err
+    assert "no test split" in err
+    assert "protocol=all" in err
+    assert main(["method=ranking_statistics", *folders[:-1]]) == 2
+    assert "num_new=auto" in capfd.readouterr().err
+    assert not (two_folders / "outputs").exists()
+
+
+def test_a_count_is_shown_and_used(tmp_path, without_pictures, capfd):
+    results = run(tmp_path / "run", "num_new=auto", "compare_kmeans=false")
+    assert [s["name"] for s in results["stages"]] == ["supervised", "class_count", "joint"]
+    count = results["class_count"]
+    assert len(count["candidates"]) == len(count["silhouette"]) == len(count["anchor_accuracy"])
+    head = checkpoints.load(tmp_path / "run" / "weights.pt")["state_dict"]["new_head.weight"]
+    assert len(head) == count["num_new"] >= 1
+    assert str(count["num_new"]) in capfd.readouterr().err
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert written["class_count"] == count
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    assert {row["stage"] for row in rows} == {"supervised", "joint"}

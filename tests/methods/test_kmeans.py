@@ -12,6 +12,7 @@ from scarcely.data.loader import Batch
 from scarcely.methods.base import Place
 from scarcely.methods.kmeans import KMeans, fit_kmeans
 from scarcely.seeds import derive_seed
+from tests.runs import compose
 
 
 def blobs(n=90, seed=0):
@@ -89,3 +90,16 @@ def test_large_sets_are_clustered_as_well_in_mini_batches(monkeypatch):
 
     assert not np.array_equal(full, small)  # another algorithm did run
     assert inertia(small) < 1.02 * inertia(full)
+
+
+def test_where_classes_are_known_the_others_are_clustered_on_the_features_of_a_supervised_stage():
+    known = "data.labelled_classes=[0,2,4,6,8]"
+    plain, found, own = (
+        compose("method=kmeans", *given) for given in ((), (known,), (known, "method.before=[]"))
+    )
+    assert [s["name"] for s in plain["plan"]] == ["cluster"]
+    assert (plain["method"]["task"], plain["protocol"]) == ("clustering", "all")
+    assert [s["name"] for s in found["plan"]] == ["supervised", "cluster"]
+    assert (found["method"]["task"], found["method"]["role"]) == ("discovery", "unlabelled")
+    assert found["protocol"] == "split"
+    assert [s["name"] for s in own["plan"]] == ["cluster"]

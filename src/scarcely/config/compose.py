@@ -56,7 +56,8 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     if not isinstance(method, dict):
         raise ConfigError(f"method = {method!r} is no method", where="method", instead="method=lsdc")
     if _discovers(config["data"]):
-        method |= method.get("discovery") or {}
+        other = method.get("discovery") or {}
+        method |= {key: value for key, value in other.items() if f"method.{key}" not in given}
     if config.get("protocol") is None:
         config["protocol"] = method.get("protocol", "all")
     trained = method.get("epochs") != 0

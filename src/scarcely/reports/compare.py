@@ -429,7 +429,7 @@ def curve(points: Sequence[Point], x: str, y: str, by: str | None = None) -> Fig
     counts = [len(point.values) for point in points]
     runs = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     told = f"each point: {runs} run{'' if runs == '1' else 's'}"
-    told += ", mean ± standard deviation" if max(counts) > 1 else ""
+    told += " (rings), mean ± standard deviation" if max(counts) > 1 else ""
     axes.set_title(told, loc="left", fontsize=8.5, color=style.MUTED)
     return style.settle(figure)
 

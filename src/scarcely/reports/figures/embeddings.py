@@ -147,7 +147,13 @@ def scatter(
     style.panel_title(axes, coloring.title)
 
 
-def to_plane(features: np.ndarray, seed: int, iterations: int, start: np.ndarray | None = None) -> np.ndarray:
+def to_plane(
+    features: np.ndarray,
+    seed: int,
+    iterations: int,
+    start: np.ndarray | None = None,
+    perplexity: float = 30.0,
+) -> np.ndarray:
     """Reduce (M, D) to (M, 2): PCA, then t-SNE where there is anything to spread.
 
     Args:
@@ -155,6 +161,7 @@ def to_plane(features: np.ndarray, seed: int, iterations: int, start: np.ndarray
         seed: of t-SNE.
         iterations: of t-SNE.
         start: (M, 2) where its points start from, at any scale; their own PCA if not given.
+        perplexity: of t-SNE, where there are samples enough; fewer neighbours take less time.
     """
     number = len(features)
     features = features - features.mean(axis=0)
@@ -176,7 +183,7 @@ def to_plane(features: np.ndarray, seed: int, iterations: int, start: np.ndarray
             start[:, : min(kept, 2)] = reduced[:, :2]
         start = (start * (1e-4 / max(float(start[:, 0].std()), 1e-12))).astype(np.float32)
         tsne = TSNE(
-            perplexity=min(30.0, (number - 1) / 3),
+            perplexity=min(perplexity, (number - 1) / 3),
             init=start,
             learning_rate="auto",
             max_iter=iterations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,13 @@ def evaluate_discovery(
     if method.joint_logits(labelled.features[:1].to(device)) is None:
         assert found.probabilities is not None
         made = known + found.probabilities.argmax(dim=1)
+        print("training a linear classifier of old and new classes", file=sys.stderr, flush=True)
         classifier = fit_linear(
             torch.cat([labelled.features, unlabelled.features]).to(device),
             torch.cat([labelled.labels, made]).to(device),
             known + num_new,
             seed=derive_seed(config["seed"], "linear classifier"),
+            epochs=1 if config["fast"] else LINEAR_EPOCHS,
         )
         scores_of = classifier
     for part, role in (("train/", "discovery"), ("test/", "test")):

@@ -37,6 +37,7 @@ SMALL = (
     "batch_size=128",
     "stages.supervised.epochs=1",
     "stages.similarity.epochs=1",
+    "method.threshold=0.5",
 )
 
 
@@ -121,7 +122,9 @@ def test_another_checkpoint_is_refused(lost):
 
 
 def test_without_a_similarity_stage_nothing_is_trained(tmp_path):
-    config = compose("method=kcl", "method.before=[pretext]", "method.freeze=0", base=SMALL[:-2])
+    config = compose(
+        "method=kcl", "method.before=[pretext]", "method.freeze=0", base=[*SMALL[:-3], SMALL[-1]]
+    )
     data = data_of(config)
     (job,) = discovery_jobs(config, data, tmp_path)
     with pytest.raises(ConfigError, match="similarity stage"):

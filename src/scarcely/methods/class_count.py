@@ -15,7 +15,7 @@ from scarcely.methods.optimizer import Optimizer
 from scarcely.seeds import derive_seed
 from scarcely.spec import PositiveInt
 
-CURVES = ("candidates", "anchor_accuracy", "silhouette")
+CURVES = ("candidates", "anchor_accuracy", "silhouette", "plausible")
 
 
 class CountClasses(Method):
@@ -31,6 +31,7 @@ class CountClasses(Method):
     candidates: Tensor
     anchor_accuracy: Tensor
     silhouette: Tensor
+    plausible: Tensor
 
     def __init__(self, backbone: Backbone, num_known: int, highest: PositiveInt | None = None) -> None:
         super().__init__(backbone, Optimizer())
@@ -64,5 +65,6 @@ class CountClasses(Method):
 def read_estimate(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the number and the curves from the weights of a finished stage, as plain values."""
     curves = {curve: state[curve].tolist() for curve in CURVES}
-    curves["candidates"] = [int(k) for k in curves["candidates"]]
+    for counts in ("candidates", "plausible"):
+        curves[counts] = [int(k) for k in curves[counts]]
     return {"num_new": int(state["num_new"]), **curves}

@@ -319,7 +319,7 @@ def print_class_count(estimate: Mapping[str, Any], console: Console | None = Non
 
     Args:
         estimate: ``num_new``, the choice, and by candidate ``candidates``, ``anchor_accuracy`` in [0, 1] and
-            ``silhouette`` in [−1, 1].
+            ``silhouette`` in [−1, 1]; perhaps ``plausible``, the candidates that are about as good.
         console: where to; standard error if not given.
     """
     from rich.console import Console
@@ -329,6 +329,9 @@ def print_class_count(estimate: Mapping[str, Any], console: Console | None = Non
     choice = int(estimate["num_new"])
     candidates = [int(k) for k in estimate.get("candidates") or []]
     told = f"{choice} new class{'' if choice == 1 else 'es'} estimated"
+    plausible = [int(k) for k in estimate.get("plausible") or []]
+    if len(plausible) > 1:
+        told += f", {min(plausible)} to {max(plausible)} are plausible"
     if not candidates:
         console.print(told, style="bold")
         return

@@ -144,7 +144,12 @@ def rank_adjacency(features: Tensor, k: PositiveInt) -> Tensor:
             where="k",
             instead=f"k between 1 and {features.shape[1]}",
         )
-    top = _top_k_multi_hot(features.float(), k)
+    features = features.float()
+    if features.device.type == "cpu":  # whether there are ties decides: on a device the host would wait to know
+        same = _same_top_k(features, k)
+        if same is not None:
+            return _with_self(same)
+    top = _top_k_multi_hot(features, k)
     return _with_self(product(top, top) == k)
 
 
@@ -244,6 +249,24 @@ def _top_k_multi_hot(features: Tensor, k: int) -> Tensor:
     level = features == kth
     top = (features > kth) | (level & (level.cumsum(dim=1, dtype=torch.int32) <= room))
     return (top & features.abs().amax(dim=1, keepdim=True).isfinite()).float()
+
+
+def _same_top_k(features: Tensor, k: int) -> Tensor | None:
+    """(N, N), whether two rows have the same k largest, by one integer a row; None where that is not exact.
+
+    A value level with the k-th makes the choice ambiguous, and so many features or so large a k that sets
+    of k indices have no number in 63 bits cannot be told apart.
+    """
+    rows, size = features.shape
+    if size**k >= 2**63:
+        return None
+    values, index = features.topk(min(k + 1, size), dim=1)
+    if k < size and bool((values[:, k - 1] == values[:, k]).any()):
+        return None
+    finite = features.abs().amax(dim=1).isfinite()
+    number = (index[:, :k].sort(dim=1).values * size ** torch.arange(k)).sum(dim=1)
+    number = number.where(finite, -1 - torch.arange(rows))  # a row that is not finite is like no other
+    return number[:, None] == number
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

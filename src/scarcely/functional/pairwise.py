@@ -145,7 +145,7 @@ def rank_adjacency(features: Tensor, k: PositiveInt) -> Tensor:
             instead=f"k between 1 and {features.shape[1]}",
         )
     features = features.float()
-    if features.device.type == "cpu":  # whether there are ties decides: on a device the host would wait to know
+    if features.device.type == "cpu":  # whether there are ties decides, for which a device would have to wait
         same = _same_top_k(features, k)
         if same is not None:
             return _with_self(same)

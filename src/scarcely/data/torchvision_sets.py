@@ -73,7 +73,7 @@ class TorchvisionSet(DataModule):
 
     def files(self) -> tuple[str, ...]:
         """Return every file that `read` needs, relative to the root."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define files()")
 
     def archives(self) -> dict[str, str]:
         """Return the published archives, relative to the root, with their MD5 sums.
@@ -84,7 +84,7 @@ class TorchvisionSet(DataModule):
 
     def fetch(self, folder: Path) -> None:
         """Let torchvision download the set below `folder`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define fetch()")
 
     def sound(self, file: str) -> bool:
         """Return whether a file has the content that was published, as far as can be known.

@@ -310,6 +310,7 @@ def train(
             stage=job.name,
             gather=getattr(method, "pairs", "local") == "global",
             group=getattr(method, "group", 0),
+            labelled_batch_size=getattr(method, "labelled_batch_size", None),
             augmentation=method.augmentation(data.augmentation),
             **loaders,
         )

@@ -211,3 +211,10 @@ def test_k_above_the_number_of_features_is_told_before_training():
     with pytest.raises(ConfigError, match="8 top-ranked of 7") as error:
         method_of(k=8).check(16)
     assert error.value.where == "method.labeler.k"
+
+
+def test_a_share_of_labelled_samples_leaves_room_for_others():
+    method_of(labelled_batch_size=15).check(16)
+    with pytest.raises(ConfigError, match="leaves no unlabelled samples") as error:
+        method_of(labelled_batch_size=16).check(16)
+    assert error.value.where == "method.labelled_batch_size"

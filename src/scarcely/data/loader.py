@@ -91,11 +91,17 @@ class DeviceLoader:
             classes, all groups of a batch are of different ones. What is left of a class in the end, fewer
             than S, is not in this epoch. Samples without a label never are. Labels decide the order: do not
             ask for groups where a method must not see them.
+        labelled: (n,) bool, the samples that count as labelled for `labelled_batch_size`.
+        labelled_batch_size: number of labelled samples in each batch, spread evenly over it, so that all
+            ranks have their share; None takes samples as they come. The rest of a batch is unlabelled. An
+            epoch goes once through the unlabelled samples (but for the last, short batch), and through as
+            many of the labelled ones, in a random order, again and again if they are too few.
 
     Raises:
         ConfigError: `batch_size` cannot be divided among the ranks, or into groups, or the augmentation
             does not fit the samples.
-        DataError: fewer samples than ranks, or no class as large as a group.
+        DataError: fewer samples than ranks, no class as large as a group, or nothing labelled or
+            unlabelled where both belong into a batch.
     """
 
     def __init__(
@@ -116,11 +122,15 @@ class DeviceLoader:
         resident: bool = True,
         clean: bool = False,
         group: int = 0,
+        labelled: Tensor | None = None,
+        labelled_batch_size: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}", where="batch_size")
         if group < 0:
             raise ValueError(f"group must be at least 0, not {group}")
+        if labelled_batch_size is not None and (labelled is None or group or not drop_last):
+            raise ValueError("labelled_batch_size needs labelled and drop_last, and no group")
         unit = world_size * (group or 1)
         if not clean and batch_size % unit:
             how = [f"among {world_size} devices"] * (world_size > 1) + [f"into groups of {group}"] * (
@@ -156,8 +166,13 @@ class DeviceLoader:
         self.resident = resident
         self.clean = clean
         self.group = group
+        self._from: tuple[Tensor, Tensor] | None = None  # rows that are labelled, and those that are not
         self.epoch = 0
-        self._total = self._count_grouped() if group else len(self.samples)
+        self._total = len(self.samples)
+        if group:
+            self._total = self._count_grouped()
+        elif labelled is not None and labelled_batch_size is not None:
+            self._total = self._count_mixed(labelled, labelled_batch_size)
         self._shares = self._evaluation_shares() if clean else self._training_shares()
 
     @classmethod
@@ -237,7 +252,9 @@ class DeviceLoader:
         def permutation(count: int) -> Tensor:
             return torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
 
-        return self._grouped(permutation) if self.group else permutation(len(self.samples))
+        if self.group:
+            return self._grouped(permutation)
+        return self._mixed(permutation) if self._from else permutation(len(self.samples))
 
     def _count_grouped(self) -> int:
         labels = self.samples.labels.cpu()
@@ -268,6 +285,40 @@ class DeviceLoader:
         first = (self._sizes.cumsum(0) - self._sizes)[of_class] + turn * self.group
         members = first[sequence].unsqueeze(1) + torch.arange(self.group)
         return self._rows[by_class[members.flatten()]]
+
+    def _count_mixed(self, labelled: Tensor, count: int) -> int:
+        if not 0 < count < self.batch_size:
+            raise ValueError(f"{count} labelled samples in a batch of {self.batch_size}")
+        rows, others = (mask.nonzero().flatten() for mask in (labelled.cpu(), ~labelled.cpu()))
+        if not len(rows) or not len(others):
+            raise DataError(
+                f"no sample is {'unlabelled' if len(rows) else 'labelled'}, and each batch should have some",
+                where="method.labelled_batch_size",
+                instead="null, for samples as they come",
+            )
+        others_in_batch = min(self.batch_size - count, len(others))
+        size = count + others_in_batch
+        self._from = rows, others
+        # Spread evenly, so that a slice of a batch holds its share of both.
+        self._place_labelled = (torch.arange(count) * size) // count
+        return len(others) // others_in_batch * size
+
+    def _mixed(self, permutation: Callable[[int], Tensor]) -> Tensor:
+        """Return rows in batches, each with its labelled and unlabelled ones."""
+        assert self._from is not None
+        rows, others = self._from
+        count = len(self._place_labelled)
+        size = count + min(self.batch_size - count, len(others))
+        batches = self._total // size
+        turns = [rows[permutation(len(rows))] for _ in range(-(-batches * count // len(rows)))]
+        is_labelled = torch.zeros(size, dtype=torch.bool)
+        is_labelled[self._place_labelled] = True
+        order = torch.empty(batches, size, dtype=torch.long)
+        order[:, is_labelled] = torch.cat(turns)[: batches * count].view(batches, count)
+        order[:, ~is_labelled] = others[permutation(len(others))][: batches * (size - count)].view(
+            batches, -1
+        )
+        return order.flatten()
 
     # How they become batches
 

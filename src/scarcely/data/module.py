@@ -296,12 +296,14 @@ class DataModule(pl.LightningDataModule):
         gather: bool = False,
         augmentation: Augmentation | None = None,
         group: int = 0,
+        labelled_batch_size: int | None = None,
     ) -> DeviceLoader:
         """Return a shuffled loader of augmented views (see `DeviceLoader`) over a pool.
 
         Args:
             augmentation: instead of that of the data set, for a stage that needs its own.
             group: number of samples of one class that follow one another; 0 for any order.
+            labelled_batch_size: samples of known classes in each batch; None takes them as they come.
         """
         samples, resident = self._pool_on(role, protocol, device)
         return DeviceLoader(
@@ -317,6 +319,8 @@ class DataModule(pl.LightningDataModule):
             gather=gather,
             resident=resident,
             group=group,
+            labelled=None if labelled_batch_size is None else self._known(samples),
+            labelled_batch_size=labelled_batch_size,
         )
 
     def evaluation_loader(

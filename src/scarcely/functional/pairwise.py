@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -252,21 +253,21 @@ def _top_k_multi_hot(features: Tensor, k: int) -> Tensor:
 
 
 def _same_top_k(features: Tensor, k: int) -> Tensor | None:
-    """(N, N), whether two rows have the same k largest, by one integer a row; None where that is not exact.
+    """(N, N), whether two rows have the same k largest; None where level values leave a choice of them.
 
-    A value level with the k-th makes the choice ambiguous, and so many features or so large a k that sets
-    of k indices have no number in 63 bits cannot be told apart.
+    On a CPU numpy finds the k-th largest sooner than torch, and rows are compared by their bits.
     """
-    rows, size = features.shape
-    if size**k >= 2**63:
+    values = features.detach().numpy()
+    kth = np.partition(values, -k, axis=1)[:, -k, None]
+    finite = np.isfinite(values.min(axis=1)) & np.isfinite(values.max(axis=1))
+    top = (values >= kth) & finite[:, None]
+    if np.count_nonzero(top) > k * np.count_nonzero(finite):
         return None
-    values, index = features.topk(min(k + 1, size), dim=1)
-    if k < size and bool((values[:, k - 1] == values[:, k]).any()):
-        return None
-    finite = features.abs().amax(dim=1).isfinite()
-    number = (index[:, :k].sort(dim=1).values * size ** torch.arange(k)).sum(dim=1)
-    number = number.where(finite, -1 - torch.arange(rows))  # a row that is not finite is like no other
-    return number[:, None] == number
+    first: dict[bytes, int] = {}  # row that was the first to have these k
+    bits = zip(np.packbits(top, axis=1), finite.tolist(), strict=True)
+    number = [first.setdefault(row.tobytes(), i) if real else i for i, (row, real) in enumerate(bits)]
+    same = torch.tensor(number)
+    return same[:, None] == same
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -121,8 +121,16 @@ class Method(pl.LightningModule):
         """Look, before any training, whether the settings fit the networks that were built.
 
         Raises:
-            ConfigError: the labeler cannot label a batch of this size and these features.
+            ConfigError: the labeler cannot label a batch of this size and these features, or no place in
+                a batch is left for unlabelled samples.
         """
+        labelled = getattr(self, "labelled_batch_size", None)
+        if labelled is not None and labelled >= batch_size:
+            raise ConfigError(
+                f"labelled_batch_size={labelled} of batch_size={batch_size} leaves no unlabelled samples",
+                where="method.labelled_batch_size",
+                instead=f"1 to {batch_size - 1}, or null for samples as they come",
+            )
         labeler = getattr(self, "labeler", None)
         if labeler is not None and getattr(self, "space", "features") == "features":
             try:

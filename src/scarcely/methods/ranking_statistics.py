@@ -39,6 +39,9 @@ class RankingStatistics(Discovery):
         incremental: grow the first head to C_l + C_u classes, and teach it the predictions of the
             second (section 2.5).
         self_training: weight of these self-made labels, ramped up over T too (appendix B).
+        labelled_batch_size: labelled samples in each batch; the others are unlabelled, and an epoch goes
+            once through those. null: samples as they come from the union (appendix B), where a small
+            share of unlabelled ones leaves few pairs in a batch.
         hidden: size of a hidden layer of both heads, with BatchNorm; null for linear heads.
         freeze: last block that is not trained.
         frozen_bn: mode of frozen BatchNorm layers.
@@ -61,6 +64,7 @@ class RankingStatistics(Discovery):
         pair_loss: bool = True,
         incremental: bool = False,
         self_training: NonNegative = 0.05,
+        labelled_batch_size: PositiveInt | None = None,
         hidden: PositiveInt | None = None,
         freeze: int | str = 3,
         frozen_bn: Literal["train", "eval"] = "train",
@@ -74,7 +78,7 @@ class RankingStatistics(Discovery):
         self.consistency, self.rampup = consistency, rampup
         self.labelled_loss, self.pair_loss = labelled_loss, pair_loss
         self.incremental, self.self_training = incremental, self_training
-        self.pairs = pairs
+        self.labelled_batch_size, self.pairs = labelled_batch_size, pairs
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Take over the head of the supervised stage; a grown head gets room for the new classes.

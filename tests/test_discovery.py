@@ -95,6 +95,20 @@ def test_the_joint_stage_starts_from_the_supervised_head(tmp_path):
         assert "head.weight" not in joint.inheritance
 
 
+def test_a_head_with_a_hidden_layer_is_taken_over_too():
+    config = compose("method.hidden=6", base=SMALL)
+    data = data_of(config)
+    heads = [
+        stages.build_method(
+            job_of(config, data, i, num_known=5, num_new=5, num_classes=5), data.input_shape
+        ).head
+        for i in (0, 1)
+    ]
+    shapes = [{n: t.shape for n, t in head.state_dict().items()} for head in heads]
+    assert shapes[0] == shapes[1]
+    assert "1.running_mean" in shapes[0]
+
+
 def test_hidden_labels_shape_nothing_but_scores(tmp_path):
     """The classes to discover trade their labels: the weights are the same bits."""
     config = compose(base=SMALL)

@@ -22,6 +22,7 @@ class Supervised(Method):
         optimizer: optimizer and schedule.
         label_smoothing: share of the target spread over all classes.
         hidden: size of a hidden layer of the head; null for a linear head.
+        head_norm: BatchNorm in the hidden layer, as in the heads of chapter 6.
         freeze: last block that is not trained; 0 trains all.
         frozen_bn: mode of frozen BatchNorm layers.
     """
@@ -35,11 +36,12 @@ class Supervised(Method):
         optimizer: Optimizer,
         label_smoothing: UnitInterval = 0.0,
         hidden: PositiveInt | None = None,
+        head_norm: bool = False,
         freeze: int | str = 0,
         frozen_bn: Literal["train", "eval"] = "train",
     ) -> None:
         super().__init__(backbone, optimizer, freeze, frozen_bn)
-        self.head = mlp_head(backbone.num_features, num_classes, hidden)
+        self.head = mlp_head(backbone.num_features, num_classes, hidden, norm=head_norm)
         self.label_smoothing = label_smoothing
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
 

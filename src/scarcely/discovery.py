@@ -90,7 +90,7 @@ def evaluate_discovery(
             epochs=1 if config["fast"] else LINEAR_EPOCHS,
         )
         scores_of = classifier
-    for part, role in (("train/", "discovery"), ("test/", "test")):
+    for part, role in (("train/", "mixed"), ("test/", "test")):
         if part == "test/" and (protocol == "all" or "test" not in data.parts):
             continue
         predicted = predict(role, scores_of=scores_of)

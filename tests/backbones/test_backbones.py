@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from scarcely.backbones.conv10 import Conv10
 from scarcely.backbones.resnet import BasicBlock, ResNet18
+from scarcely.backbones.revnet import RevNet18
 from scarcely.backbones.small import MLP, MNISTNet, SmallCNN
 from scarcely.data.loader import Batch
 from scarcely.errors import ConfigError
@@ -138,6 +140,7 @@ def test_small_cnn_takes_images_of_any_size_from_eight(size):
 
 NETS = {"resnet18": partial(ResNet18, width=2), "mnist_net": partial(MNISTNet, width=2)}
 NETS |= {"small_cnn": partial(SmallCNN, width=2), "mlp": partial(MLP, 2000, (4, 4, 3))}
+NETS |= {"conv10": partial(Conv10, width=2), "revnet18": partial(RevNet18, width=2)}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -189,6 +192,8 @@ INPUTS = {
     "mnist_net": (MNISTNet, (1, 28, 28), 4),
     "small_cnn": (SmallCNN, (1, 16, 16), 4),
     "mlp": (partial(MLP, 2000), (2000,), 4),
+    "conv10": (partial(Conv10, width=32), (3, 32, 32), 4),
+    "revnet18": (partial(RevNet18, width=16), (3, 32, 32), 4),
 }
 
 

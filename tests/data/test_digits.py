@@ -75,7 +75,7 @@ def test_moons_without_noise_lie_on_their_half_circles():
 )
 def test_the_shipped_config_builds_the_data_set_and_names_its_backbone(name, shape, backbone, tmp_path):
     (tmp_path / "main.yaml").write_text(
-        "defaults: [{backbone: resnet18}, {data: digits}, _self_]\n"
+        "defaults: [{backbone: resnet18}, {data: digits}, _self_]\nseed: 0\n"
         f"hydra: {{searchpath: ['file://{CONF}']}}\n"
     )
     with initialize_config_dir(str(tmp_path), version_base="1.3"):

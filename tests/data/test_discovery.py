@@ -139,7 +139,7 @@ def test_a_data_set_may_have_such_a_split_itself():
     assert (data.num_known, data.num_new) == (4, 2)
     assert pixels(data, "labelled") == [0, 1, 2, 3]
     assert pixels(data, "unlabelled") == [4, 5]
-    assert pixels(data, "discovery") == pixels(data, "pretext") == [0, 1, 2, 3, 4, 5]
+    assert pixels(data, "mixed") == pixels(data, "pretext") == [0, 1, 2, 3, 4, 5]
 
 
 # Pools
@@ -149,10 +149,10 @@ def test_pools_of_a_split_hold_the_classes_that_their_role_names():
     data = toy([0, 1])
     assert pixels(data, "labelled") == [0, 1, 6, 7]
     assert pixels(data, "unlabelled") == [2, 3, 4, 5, 8, 9, 10, 11]
-    assert pixels(data, "discovery") == list(range(12))
+    assert pixels(data, "mixed") == list(range(12))
     assert pixels(data, "labelled", "all") == [0, 1, 6, 7, 16, 17]
     assert pixels(data, "unlabelled", "all") == [2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15]
-    assert pixels(data, "discovery", "all") == list(range(18))
+    assert pixels(data, "mixed", "all") == list(range(18))
     assert pixels(data, "pretext", "split") == [*range(12), 18, 19, 20]
     assert pixels(data, "test") == list(range(12, 18))
 
@@ -161,8 +161,8 @@ def test_the_unlabelled_part_is_to_be_discovered_where_no_classes_are_chosen():
     data = toy()
     assert pixels(data, "labelled") == list(range(12))
     assert pixels(data, "unlabelled") == pixels(data, "unlabelled", "all") == [18, 19, 20]
-    assert pixels(data, "discovery") == [*range(12), 18, 19, 20]
-    assert pixels(data, "discovery", "all") == list(range(21))
+    assert pixels(data, "mixed") == [*range(12), 18, 19, 20]
+    assert pixels(data, "mixed", "all") == list(range(21))
 
 
 def test_new_classes_keep_their_true_labels_for_scores():
@@ -183,12 +183,12 @@ def test_training_images_without_a_label_are_unlabelled():
 def test_labelled_and_unlabelled_are_discovery_divided(known, protocol, extra):
     data = toy(known, extra=extra)
     both = pixels(data, "labelled", protocol) + pixels(data, "unlabelled", protocol)
-    assert sorted(both) == pixels(data, "discovery", protocol)
+    assert sorted(both) == pixels(data, "mixed", protocol)
 
 
 def test_pools_are_made_and_placed_once():
     data = toy([0, 1])
-    for role in ("labelled", "unlabelled", "discovery", "pretext"):
+    for role in ("labelled", "unlabelled", "mixed", "pretext"):
         assert data.pool(role, "all") is data.pool(role, "all")
         first = data.training_loader(role, "all", batch_size=2)
         second = data.evaluation_loader(role, "all", batch_size=3)

@@ -316,7 +316,7 @@ def test_one_folder_is_labelled_and_one_is_not(tmp_path):
     np.testing.assert_array_equal(module.parts["unlabelled"].inputs[1], noise(4, 8, 8, 3))
     assert module.pool("labelled", "all").names == module.parts["train"].names
     assert module.pool("unlabelled", "all") is module.parts["unlabelled"]
-    assert len(module.pool("discovery", "all")) == 5
+    assert len(module.pool("mixed", "all")) == 5
 
 
 def test_the_labelled_folder_may_have_a_test_part(tmp_path):

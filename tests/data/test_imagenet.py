@@ -68,7 +68,7 @@ def test_both_parts_together_are_not_copied(root):
     module = load(root)
     assert module.pool("labelled", "split") is module.parts["train"]
     assert module.pool("unlabelled", "split") is module.parts["unlabelled"]
-    both = module.pool("discovery", "split")
+    both = module.pool("mixed", "split")
     assert len(both) == 66
     assert both.inputs.data_ptr() == module.parts["train"].inputs.data_ptr()
 
@@ -76,11 +76,11 @@ def test_both_parts_together_are_not_copied(root):
 def test_a_set_too_large_for_memory_stays_mapped(root, monkeypatch):
     monkeypatch.setattr("scarcely.data.decode._IN_MEMORY", 0)
     module = load(root)
-    both = module.pool("discovery", "split")
+    both = module.pool("mixed", "split")
     assert both.inputs.data_ptr() == module.parts["train"].inputs.data_ptr()
     assert both.source
     assert len({part.source for part in (both, *module.parts.values())}) == 3
-    assert not module.training_loader("discovery", "split", batch_size=4).resident
+    assert not module.training_loader("mixed", "split", batch_size=4).resident
 
 
 def test_val_is_the_test_part_where_it_has_class_folders(root):

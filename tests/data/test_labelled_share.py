@@ -121,5 +121,5 @@ def test_a_batch_needs_room_for_both(count):
 def test_a_data_module_counts_known_classes_as_labelled():
     data = Digits(augmentation=ImageAugmentation([0.3], [0.3]), labelled_classes=2)
     data.setup()
-    loader = data.training_loader("discovery", "split", batch_size=32, labelled_batch_size=5)
+    loader = data.training_loader("mixed", "split", batch_size=32, labelled_batch_size=5)
     assert {int((batch.labels < 2).sum()) for batch in loader} == {5}

@@ -67,7 +67,7 @@ def test_background_characters_are_known_and_one_alphabet_is_new(tmp_path, folde
     assert module.input_shape == (1, 32, 32)
     assert module.pool("labelled", "all") is module.parts["train"]
     assert module.pool("unlabelled", "split") is module.parts["unlabelled"]
-    assert len(module.pool("discovery", "all")) == 10
+    assert len(module.pool("mixed", "all")) == 10
 
 
 def test_strokes_are_bright_and_nothing_is_lost_at_full_size(tmp_path):

@@ -58,8 +58,11 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     if _discovers(config["data"]):
         other = method.get("discovery") or {}
         method |= {key: value for key, value in other.items() if f"method.{key}" not in given}
+    if _scarce(config["data"]):
+        other = method.get("scarce") or {}
+        method |= {key: value for key, value in other.items() if f"method.{key}" not in given}
     if config.get("protocol") is None:
-        config["protocol"] = method.get("protocol", "all")
+        config["protocol"] = method.get("protocol", "split" if _scarce(config["data"]) else "all")
     trained = method.get("epochs") != 0
     for key in SHORT:
         if config.get(key) is not None:
@@ -84,6 +87,13 @@ def _discovers(data: Any) -> bool:
         return False
     given = any(data.get(key) is not None for key in ("labelled_classes", "labelled"))
     return given or constant_of(str(data.get("_target_")), "discovers") is True
+
+
+def _scarce(data: Any) -> bool:
+    """Whether only some training samples of each class keep their labels."""
+    return isinstance(data, dict) and any(
+        data.get(key) is not None for key in ("labels_per_class", "labels_file", "labelled")
+    )
 
 
 def _shorten(config: Mapping[str, Any], method: dict[str, Any]) -> None:

@@ -70,10 +70,11 @@ METHOD_KEYS: dict[str, Any] = {
     "task": Literal["clustering", "classification", "pretext", "discovery", "count"],
     "needs": list[Literal["images", "labels", "vectors"]],
     "by_kind": dict[Literal["images", "vectors"], dict],
-    "role": Literal["train", "pretext", "labelled", "unlabelled", "discovery"],
+    "role": Literal["train", "pretext", "labelled", "unlabelled", "mixed"],
     "stages": dict,
     "protocol": Literal["all", "split"],
     "discovery": dict,
+    "scarce": dict,
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,
 }

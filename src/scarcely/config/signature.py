@@ -235,7 +235,26 @@ def _arguments(path: Path, function: ast.FunctionDef, *, skip_first: bool) -> Si
         del parameters[positional[0].arg]
     for a, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
         parameters[a.arg] = Parameter(_annotation(path, a.annotation), required=default is None)
-    return Signature(parameters, open=args.kwarg is not None)
+    shared = None if args.kwarg is None else _unpacked(path, args.kwarg.annotation)
+    return Signature({**(shared or {}), **parameters}, open=args.kwarg is not None and shared is None)
+
+
+def _unpacked(path: Path, annotation: ast.expr | None) -> dict[str, Parameter] | None:
+    """Return the keys of the TypedDict in ``**kwargs: Unpack[...]`` (PEP 692); None for other kwargs."""
+    text = "" if annotation is None else ast.unparse(annotation)
+    if not text.startswith("Unpack["):
+        return None
+    found = _follow(path, text.removeprefix("Unpack[").removesuffix("]"), _typed_dict)
+    return found if isinstance(found, dict) else None
+
+
+def _typed_dict(path: Path, name: str) -> dict[str, Parameter] | None:
+    node = _definition(path, name)
+    if not isinstance(node, ast.ClassDef):
+        return None
+    optional = any(k.arg == "total" and ast.unparse(k.value) == "False" for k in node.keywords)
+    fields = _fields(path, node).parameters
+    return {key: Parameter(field.annotation, not optional) for key, field in fields.items()}
 
 
 def _fields(path: Path, node: ast.ClassDef) -> Signature:

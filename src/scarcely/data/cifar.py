@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 
@@ -13,7 +13,7 @@ from scarcely.data.arrays import checked_samples, image_samples, read_arrays
 from scarcely.data.augment import Augmentation
 from scarcely.data.decode import load_images
 from scarcely.data.imagefolder import scan
-from scarcely.data.module import ClassChoice, ClassList
+from scarcely.data.module import Split
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 from scarcely.errors import DataError
@@ -83,8 +83,7 @@ class CIFAR10(_Pickles):
         root: the folder or the file.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "CIFAR-10"
@@ -99,8 +98,7 @@ class CIFAR10(_Pickles):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -109,8 +107,7 @@ class CIFAR10(_Pickles):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
 
     def files(self) -> tuple[str, ...]:
@@ -192,8 +189,7 @@ class CIFAR100(_Pickles):
         root: folder that holds ``cifar-100-python``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "CIFAR-100"
@@ -208,8 +204,7 @@ class CIFAR100(_Pickles):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -218,8 +213,7 @@ class CIFAR100(_Pickles):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
 
     def files(self) -> tuple[str, ...]:
@@ -237,8 +231,7 @@ class CIFAR100Coarse(CIFAR100):
         root: folder that holds ``cifar-100-python``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     def __init__(
@@ -250,8 +243,7 @@ class CIFAR100Coarse(CIFAR100):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -260,8 +252,7 @@ class CIFAR100Coarse(CIFAR100):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
 
     def read(self) -> dict[str, Samples]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch.nn.functional import interpolate
 
 from scarcely.data.augment import ImageAugmentation
-from scarcely.data.module import ClassChoice, ClassList, DataModule
+from scarcely.data.module import DataModule, Split
 from scarcely.data.samples import Samples
 from scarcely.spec import PositiveInt
 
@@ -28,8 +28,7 @@ class Digits(DataModule):
         kind: what one sample is.
         root: not used.
         resident: where inputs are kept (see `DataModule`).
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     def __init__(
@@ -41,8 +40,7 @@ class Digits(DataModule):
         kind: Literal["images"] = "images",
         root: None = None,
         resident: Literal["auto", "host", "device"] = "auto",
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -50,8 +48,7 @@ class Digits(DataModule):
             augmentation=augmentation,
             root=root,
             resident=resident,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
         self.size = size
 

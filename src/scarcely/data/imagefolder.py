@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 from scarcely.data.augment import Augmentation
 from scarcely.data.decode import load_images
-from scarcely.data.module import ClassChoice, ClassList, DataModule
+from scarcely.data.module import DataModule, Split
 from scarcely.data.samples import Samples
 from scarcely.errors import ConfigError, DataError
 from scarcely.spec import NonNegativeInt, PositiveInt
@@ -79,8 +79,7 @@ class ImageFolder(DataModule):
         workers: decoding threads; 0 for the number of cores.
         labelled: folder of class folders, together with `unlabelled` and without a root.
         unlabelled: folder of the images whose classes are to be discovered.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
 
     Attributes:
         skipped: files left out under ``on_error=skip``, relative to the root (of two folders: to the
@@ -104,8 +103,7 @@ class ImageFolder(DataModule):
         workers: NonNegativeInt = 0,
         labelled: str | None = None,
         unlabelled: str | None = None,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -113,8 +111,7 @@ class ImageFolder(DataModule):
             augmentation=augmentation,
             root=root,
             resident=resident,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
         self.size = size
         self.channels: Literal[1, 3] = channels

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 from scarcely.data.arrays import image_samples
 from scarcely.data.augment import Augmentation
-from scarcely.data.module import ClassChoice, ClassList
+from scarcely.data.module import Split
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -24,8 +24,7 @@ class MNIST(TorchvisionSet):
         root: folder that holds ``MNIST``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "MNIST"
@@ -42,8 +41,7 @@ class MNIST(TorchvisionSet):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -52,8 +50,7 @@ class MNIST(TorchvisionSet):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
 
     def files(self) -> tuple[str, ...]:
@@ -110,8 +107,7 @@ class FashionMNIST(MNIST):
         root: folder that holds ``FashionMNIST``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "Fashion-MNIST"
@@ -130,8 +126,7 @@ class FashionMNIST(MNIST):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -140,8 +135,7 @@ class FashionMNIST(MNIST):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
 
 
@@ -155,8 +149,7 @@ class KMNIST(MNIST):
         root: folder that holds ``KMNIST``.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "Kuzushiji-MNIST"
@@ -172,8 +165,7 @@ class KMNIST(MNIST):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -182,6 +174,5 @@ class KMNIST(MNIST):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import pytorch_lightning as pl
 import torch
@@ -17,19 +16,20 @@ from torch import Tensor
 from scarcely.data.augment import Augmentation
 from scarcely.data.loader import DeviceLoader, numbered
 from scarcely.data.samples import Samples
+from scarcely.data.split import (
+    Split,
+    check_split,
+    choose_classes,
+    choose_labelled,
+    read_labelled,
+    write_labelled,
+)
 from scarcely.errors import ConfigError, DataError
-from scarcely.spec import NonNegativeInt, PositiveInt
 
-__all__ = ["ClassChoice", "ClassList", "DataModule", "Protocol", "Role"]
+__all__ = ["DataModule", "Protocol", "Role", "Split"]
 
-Role = Literal["pretext", "train", "test", "labelled", "discovery", "unlabelled"]
+Role = Literal["pretext", "train", "test", "labelled", "mixed", "unlabelled"]
 Protocol = Literal["all", "split"]
-ClassList = list[NonNegativeInt | str] | None
-"""Classes by index or by name."""
-ClassChoice = PositiveInt | list[NonNegativeInt | str] | None
-"""The same, or how many from the first on."""
-
-_SHOWN = 12
 
 
 class DataModule(pl.LightningDataModule):
@@ -43,25 +43,21 @@ class DataModule(pl.LightningDataModule):
         resident: where inputs are kept: ``device`` moves them to the accelerator whole, ``host``
             keeps them in host memory (or in their memory map) and gathers each batch in the
             background, ``auto`` chooses the device if they take less than a quarter of its free memory.
-        labelled_classes: the classes whose labels a method may see, for the discovery of the others:
-            indices (in the order of the data set) or names, or how many from the first on. `setup` then
-            numbers the classes anew, these first and those to be discovered after them, and leaves out
-            samples of all other classes.
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels a method may see (see `Split`); `setup` hides the others.
 
     Attributes:
         classes: name of each class, set by `read`; empty where there are no labels.
         num_known: how many of them, the first ones, are known; after `setup`. All, unless
             `labelled_classes` says otherwise, or `read` of a data set that has such a split itself.
-        parts: what `read` returned, after `setup`.
+        parts: what `read` returned, after `setup`; labels that are hidden are -1.
 
     Raises:
-        ConfigError: no class in `labelled_classes`, or `unlabelled_classes` without it.
+        ConfigError: arguments of `split` that do not go together.
     """
 
     needs_root: ClassVar[bool] = False
     """Whether the data cannot be made or downloaded: then `check` asks for `root`."""
-    split_keys: ClassVar[tuple[str, ...]] = ("labelled_classes", "unlabelled_classes")
+    split_keys: ClassVar[tuple[str, ...]] = tuple(Split.__annotations__)
     """Arguments that only choose samples: a stage depends on the content of its pool, not on them."""
 
     discovers: ClassVar[bool] = False
@@ -77,37 +73,20 @@ class DataModule(pl.LightningDataModule):
         augmentation: Augmentation,
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__()
-        if labelled_classes == 0 or labelled_classes == []:
-            raise ConfigError(
-                "no class is labelled",
-                where="data.labelled_classes",
-                instead="the known classes, data.labelled_classes=[0,1] or a number; null: all are known",
-            )
-        if unlabelled_classes is not None and labelled_classes is None:
-            raise ConfigError(
-                "classes to be discovered, but no known ones",
-                where="data.unlabelled_classes",
-                instead="data.labelled_classes too: a list, or how many from the first on",
-            )
-        if unlabelled_classes == []:
-            raise ConfigError(
-                "no class is left to be discovered",
-                where="data.unlabelled_classes",
-                instead="a list of classes, or null for all that are not labelled",
-            )
+        check_split(split)
         self.name = name
         self.kind = kind
         self.augmentation = augmentation
         self.root = Path(root).expanduser() if root is not None else None
         self.resident = resident
-        self.labelled_classes = labelled_classes
-        self.unlabelled_classes = unlabelled_classes
+        self.split = split
+        self.labelled_classes = split.get("labelled_classes")
         self.num_known = 0
         self.parts: dict[str, Samples] = {}
+        self._true: dict[str, Samples] = {}  # the parts with the labels that `parts` hides
         self._pools: dict[tuple[str, ...], Samples] = {}
         self._placed: dict[tuple[int, torch.device], tuple[Samples, bool]] = {}
         self._fingerprint: str | None = None
@@ -187,7 +166,8 @@ class DataModule(pl.LightningDataModule):
         if self.labelled_classes is not None:
             parts = self._split(parts)
         self.num_known = self.num_known or self.num_classes
-        self.parts = parts
+        self._true = parts
+        self.parts = self._hide(parts) if self.scarce else parts
 
     def train_dataloader(self) -> Any:
         """Return the loader that `use` set."""
@@ -219,6 +199,16 @@ class DataModule(pl.LightningDataModule):
         """Number of classes to be discovered; 0 where they have no names."""
         return self.num_classes - self.num_known
 
+    @property
+    def scarce(self) -> bool:
+        """Whether only some samples of each class keep their labels."""
+        return any(self.split.get(key) is not None for key in ("labels_per_class", "labels_file"))
+
+    def write_labelled(self, path: Path) -> None:
+        """Write which training samples are labelled, as a file that ``data.labels_file`` takes."""
+        train = self._part("train")
+        write_labelled(path, train.labels, self.classes, train.names)
+
     def fingerprint(self) -> str:
         """Return a hash of the content of all parts."""
         if self._fingerprint is None:
@@ -227,35 +217,42 @@ class DataModule(pl.LightningDataModule):
             self._fingerprint = hashlib.blake2b(";".join(shown).encode(), digest_size=16).hexdigest()
         return self._fingerprint
 
-    def pool(self, role: Role, protocol: Protocol) -> Samples:
+    def pool(self, role: Role, protocol: Protocol, *, true_labels: bool = False) -> Samples:
         """Return the samples of a role, in host memory; the same object each time.
 
         Under ``all`` training takes the train and the test part together (the papers train and score
         a clustering on all images), under ``split`` the train part only. The pretext adds unlabelled
         samples to that. Several parts are joined by copying them once into memory.
 
-        For the discovery of classes the training samples are divided: ``labelled`` are those of known
-        classes, ``unlabelled`` those to be discovered, and ``discovery`` is both: all training samples,
-        and the unlabelled part unless `labelled_classes` makes unlabelled samples of its own. Samples
-        of new classes keep their true labels, from `num_known` on, for scores alone: a method must not
-        look at them.
+        Where labels are hidden or classes to be discovered, the training samples are divided:
+        ``labelled`` are those whose label may be seen, ``unlabelled`` the others, and ``mixed`` is both:
+        all training samples, and the unlabelled part unless `labelled_classes` makes unlabelled samples of
+        its own. Samples of classes to be discovered keep their true labels, from `num_known` on, for
+        scores alone: a method must not look at them.
 
         Args:
-            role: ``pretext``, ``train``, ``labelled``, ``unlabelled``, ``discovery``, or ``test`` (the
-                test part, whatever the protocol).
+            role: ``pretext``, ``train``, ``labelled``, ``unlabelled``, ``mixed``, or ``test`` (the test
+                part, whatever the protocol).
             protocol: ``all`` or ``split``.
+            true_labels: with the labels that are hidden, for scores alone.
 
         Raises:
             DataError: the data have no test part and the role is ``test``, or nothing that is labelled
                 or unlabelled and the role asks for it.
+            ConfigError: few labels are to be seen, and the protocol is ``all``: those of the test part
+                would be seen too.
         """
         parts = self._parts_of(role, protocol)
         divided = role in ("labelled", "unlabelled")
         key = (role, *parts) if divided else parts  # pretext and train are the same pool for most data sets
+        source = self._true if true_labels else self.parts
+        if source is not self.parts:
+            key = ("true labels", *key)
         if key not in self._pools:
-            chosen = [self.parts[part] for part in parts]
+            chosen = [source[part] for part in parts]
             if divided:
-                chosen = [_rows(part, self._known(part) == (role == "labelled")) for part in chosen]
+                known = [self._known(self.parts[part]) == (role == "labelled") for part in parts]
+                chosen = [_rows(part, mask) for part, mask in zip(chosen, known, strict=True)]
                 if not sum(map(len, chosen)):
                     raise self._nothing(role)
             self._pools[key] = Samples.concat(chosen)
@@ -332,9 +329,13 @@ class DataModule(pl.LightningDataModule):
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        true_labels: bool = False,
     ) -> DeviceLoader:
-        """Return a loader of the clean samples of a pool, in order, each on exactly one rank."""
-        samples, resident = self._pool_on(role, protocol, device)
+        """Return a loader of the clean samples of a pool, in order, each on exactly one rank.
+
+        With `true_labels` they have the labels that are hidden, for scores alone.
+        """
+        samples, resident = self._pool_on(role, protocol, device, true_labels)
         return DeviceLoader.evaluation(
             samples,
             self.augmentation,
@@ -363,13 +364,21 @@ class DataModule(pl.LightningDataModule):
         wanted = ["train"]
         if protocol == "all":
             wanted.append("test")
-        discovery = role in ("labelled", "discovery", "unlabelled")
-        if role == "pretext" or (discovery and self.labelled_classes is None):
+        if self.scarce and protocol == "all" and role != "pretext":
+            raise ConfigError(
+                "protocol=all trains on the test part too, whose labels would be seen beside the few chosen",
+                where="protocol, data.labels_per_class",
+                instead="protocol=split",
+            )
+        divided = role in ("labelled", "mixed", "unlabelled")
+        if role == "pretext" or (divided and self.labelled_classes is None):
             wanted.append("unlabelled")
         return tuple(part for part in wanted if part in self.parts)
 
-    def _pool_on(self, role: Role, protocol: Protocol, device: torch.device | str) -> tuple[Samples, bool]:
-        pool = self.pool(role, protocol)
+    def _pool_on(
+        self, role: Role, protocol: Protocol, device: torch.device | str, true_labels: bool = False
+    ) -> tuple[Samples, bool]:
+        pool = self.pool(role, protocol, true_labels=true_labels)
         key = (id(pool), numbered(device))  # several roles may have one pool, which is never let go
         if key not in self._placed:
             self._placed[key] = self.place(pool, device)
@@ -384,14 +393,16 @@ class DataModule(pl.LightningDataModule):
         how_many = "every" if role == "unlabelled" else "no"
         return DataError(
             f"{how_many} training sample of {self.name} is labelled",
-            where="data.labelled_classes",
-            instead="data.labelled_classes=[...] for a part of the classes, or two folders of images:"
-            " data=imagefolder data.labelled=DIR data.unlabelled=DIR",
+            where="data.labels_per_class",
+            instead="data.labels_per_class=10 for some labels of each class, data.labelled_classes=[...] for"
+            " some of the classes, or two folders: data=imagefolder data.labelled=DIR data.unlabelled=DIR",
         )
 
     def _split(self, parts: dict[str, Samples]) -> dict[str, Samples]:
         """Number the classes anew, known before new ones, and leave out samples of all others."""
-        known, new = self._chosen_classes()
+        known, new = choose_classes(
+            self.classes, self.labelled_classes, self.split.get("unlabelled_classes"), str(self.name)
+        )
         renumbered = torch.full((self.num_classes + 1,), -2)
         renumbered[torch.tensor(known + new)] = torch.arange(len(known) + len(new))
         renumbered[-1] = -1  # where label -1 finds it
@@ -411,61 +422,15 @@ class DataModule(pl.LightningDataModule):
         self.num_known = len(known)
         return split
 
-    def _chosen_classes(self) -> tuple[list[int], list[int]]:
-        """Return the classes that are labelled and those to be discovered, each in order."""
-        total, choice = self.num_classes, self.labelled_classes
-        if not total:
-            raise DataError(
-                f"{self.name} has no labels, and so no classes to choose from",
-                where="data.labelled_classes",
-                instead="images in class folders, or null",
-            )
-        if isinstance(choice, int):
-            if choice > total:
-                raise ConfigError(
-                    f"{self.name} has only {total} classes, not {choice}",
-                    where="data.labelled_classes",
-                    instead=f"a number from 1 to {total - 1}",
-                )
-            known = list(range(choice))
+    def _hide(self, parts: dict[str, Samples]) -> dict[str, Samples]:
+        """Hide all labels of the train part but a few of each class."""
+        train, few = parts["train"], self.split.get("labels_per_class")
+        if few is not None:
+            kept = choose_labelled(train.labels, self.classes, few, self.split.get("labels_seed", 0))
         else:
-            known = self._labels_of(choice or [], "data.labelled_classes")
-        if len(known) == total:
-            raise ConfigError(
-                f"all {total} classes of {self.name} are labelled: nothing is left to be discovered",
-                where="data.labelled_classes",
-                instead="fewer classes",
-            )
-        if self.unlabelled_classes is None:
-            return known, [label for label in range(total) if label not in known]
-        new = self._labels_of(self.unlabelled_classes, "data.unlabelled_classes")
-        both = [self.classes[label] for label in known if label in new]
-        if both:
-            raise ConfigError(
-                f"classes both labelled and to be discovered: {_some(both)}",
-                where="data.unlabelled_classes",
-                instead="two lists without a class in common",
-            )
-        return known, new
-
-    def _labels_of(self, items: Sequence[int | str], where: str) -> list[int]:
-        labels = [self._label_of(item, where) for item in items]
-        twice = sorted({self.classes[label] for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ConfigError(f"classes named twice: {_some(twice)}", where=where, instead="each class once")
-        return sorted(labels)
-
-    def _label_of(self, item: int | str, where: str) -> int:
-        if isinstance(item, int) and 0 <= item < self.num_classes:
-            return item
-        if item in self.classes:
-            return self.classes.index(str(item))
-        close = get_close_matches(item, self.classes, n=3) if isinstance(item, str) else []
-        raise ConfigError(
-            f"{self.name} has no class {item!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""),
-            where=where,
-            instead=f"an index from 0 to {self.num_classes - 1}, or a name of {_some(self.classes)}",
-        )
+            path = Path(str(self.split.get("labels_file"))).expanduser()
+            kept = read_labelled(path, train.labels, self.classes)
+        return parts | {"train": replace(train, labels=train.labels.where(kept, -1))}
 
 
 def _rows(samples: Samples, mask: Tensor) -> Samples:
@@ -477,8 +442,3 @@ def _rows(samples: Samples, mask: Tensor) -> Samples:
     if not len(rows) or int(rows[-1]) - first + 1 == len(rows):
         return samples.select(slice(first, first + len(rows)))
     return samples.select(rows)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 
 from scarcely.data.arrays import image_samples
 from scarcely.data.augment import Augmentation
-from scarcely.data.module import ClassChoice, ClassList
+from scarcely.data.module import Split
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 
@@ -38,8 +38,7 @@ class STL10(TorchvisionSet):
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
         unlabelled: whether the unlabelled images are a part; without, their file need not be there.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "STL-10"
@@ -55,8 +54,7 @@ class STL10(TorchvisionSet):
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
         unlabelled: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -65,8 +63,7 @@ class STL10(TorchvisionSet):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
         self.unlabelled = unlabelled
 

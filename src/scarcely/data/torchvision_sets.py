@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, Unpack
 
 from scarcely.data.augment import Augmentation
-from scarcely.data.module import ClassChoice, ClassList, DataModule
+from scarcely.data.module import DataModule, Split
 from scarcely.errors import DataError
 
 __all__ = ["TorchvisionSet"]
@@ -37,8 +37,7 @@ class TorchvisionSet(DataModule):
         root: folder below which torchvision's layout of the set lies, or shall lie.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title: ClassVar[str]
@@ -55,8 +54,7 @@ class TorchvisionSet(DataModule):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -64,8 +62,7 @@ class TorchvisionSet(DataModule):
             augmentation=augmentation,
             root=root,
             resident=resident,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
         self.download = download
 

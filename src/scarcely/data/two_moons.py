@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 
 from scarcely.data.augment import VectorAugmentation
-from scarcely.data.module import DataModule
+from scarcely.data.module import DataModule, Split
 from scarcely.data.samples import Samples
 from scarcely.spec import NonNegative, NonNegativeInt, PositiveInt
 
@@ -28,6 +28,7 @@ class TwoMoons(DataModule):
         kind: what one sample is.
         root: not used.
         resident: where inputs are kept (see `DataModule`).
+        split: which labels are used (see `Split`).
     """
 
     def __init__(
@@ -41,8 +42,11 @@ class TwoMoons(DataModule):
         kind: Literal["vectors"] = "vectors",
         root: None = None,
         resident: Literal["auto", "host", "device"] = "auto",
+        **split: Unpack[Split],
     ) -> None:
-        super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)
+        super().__init__(
+            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, **split
+        )
         self.samples = samples
         self.noise = noise
         self.data_seed = data_seed

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from scarcely.data.arrays import checked_samples, image_samples, read_arrays
 from scarcely.data.augment import Augmentation
-from scarcely.data.module import ClassChoice, ClassList
+from scarcely.data.module import Split
 from scarcely.data.samples import Samples
 from scarcely.data.torchvision_sets import TorchvisionSet
 from scarcely.errors import DataError
@@ -32,8 +32,7 @@ class USPS(TorchvisionSet):
         root: folder of the files, or the ``.npz`` file.
         resident: where the images are kept (see `DataModule`).
         download: whether a set that is not there is downloaded.
-        labelled_classes: the known classes, or how many from the first; all by default (see `DataModule`).
-        unlabelled_classes: the classes to be discovered; all others by default.
+        split: which labels are used (see `Split`).
     """
 
     title = "USPS"
@@ -48,8 +47,7 @@ class USPS(TorchvisionSet):
         root: str | None = None,
         resident: Literal["auto", "host", "device"] = "auto",
         download: bool = True,
-        labelled_classes: ClassChoice = None,
-        unlabelled_classes: ClassList = None,
+        **split: Unpack[Split],
     ) -> None:
         super().__init__(
             name=name,
@@ -58,8 +56,7 @@ class USPS(TorchvisionSet):
             root=root,
             resident=resident,
             download=download,
-            labelled_classes=labelled_classes,
-            unlabelled_classes=unlabelled_classes,
+            **split,
         )
 
     def files(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 
 from scarcely import checkpoints, discovery, stages
 from scarcely.callbacks.history import read_rows
-from scarcely.run import execute
+from scarcely.errors import ConfigError, DataError
+from scarcely.run import _fit_data, _jobs, execute
 from tests.runs import (
     TINY,
     compose,
@@ -74,6 +75,50 @@ def test_a_run_scores_each_group_in_its_own_way(tmp_path, without_pictures):
     assert [s["cached"] for s in again["stages"]] == [True, False]
     linear = checkpoints.load(tmp_path / "other" / "classifier.pt")["state_dict"]
     assert linear["weight"].shape == (10, 16)
+
+
+def test_a_head_with_a_hidden_layer_grows_too(tmp_path, without_pictures):
+    metrics = run(tmp_path / "run", "method.incremental=true", "method.hidden=16")["metrics"]
+    assert 0 <= metrics["test/all/acc"] <= 1
+
+
+def test_one_known_class_is_enough_for_what_tells_none_apart(tmp_path, without_pictures):
+    one = ("data.labelled_classes=[3]", "epochs=1", "stages.supervised.epochs=1")
+    assert run(tmp_path / "run", *one)["metrics"]["test/old/accuracy"] <= 1
+    alone = ("method=supervised", "data.labelled_classes=[3]", "epochs=1")
+    base = [o for o in SMALL if not o.startswith(("method", "stages"))]
+    config = compose(*alone, f"run_dir={tmp_path / 'alone'}", base=base)
+    assert execute({**config, "command": ""}, "alone")["metrics"]["test/accuracy"] == 1
+    for name, given in {
+        "kcl": ("method=kcl",),
+        "prototypical": ("method=ranking_statistics", "pretext=prototypical"),
+    }.items():
+        kept = [o for o in base if not o.startswith("pretext")]
+        config = compose(*alone[1:], *given, f"run_dir={tmp_path / name}", base=kept)
+        with pytest.raises(DataError, match="2 known classes apart") as error:
+            execute({**config, "command": ""}, name)
+        assert error.value.where == "data.labelled_classes"
+
+
+def test_supervised_learns_the_known_classes_alone(tmp_path, without_pictures):
+    base = [o for o in SMALL if not o.startswith(("method", "stages"))]
+    config = compose("method=supervised", KNOWN, f"run_dir={tmp_path / 'run'}", base=base)
+    assert config["protocol"] == "split"
+    results = execute({**config, "command": ""}, "run")
+    digits = load_digits().target
+    train, known = np.arange(1797) % 5 != 4, digits % 2 == 0
+    assert results["samples"] == (train & known).sum()
+    assert len(weights(tmp_path / "run")["head.bias"]) == 5
+    with np.load(tmp_path / "run" / "predictions.npz") as arrays:
+        assert arrays["classes"].tolist() == ["0", "2", "4", "6", "8"]
+    data = data_of(config)
+    method = stages.build_method(job_of(config, data, num_classes=5), data.input_shape)
+    method.load_state_dict(weights(tmp_path / "run"))
+    found = method.predict_all(data.evaluation_loader("test", "split", batch_size=256))
+    old = found.labels < 5
+    hits = found.probabilities.argmax(dim=1)[old] == found.labels[old]
+    assert (~old).any()
+    assert results["metrics"]["test/accuracy"] == pytest.approx(hits.float().mean().item())
 
 
 def test_the_joint_stage_starts_from_the_supervised_head(tmp_path):
@@ -229,6 +274,20 @@ def test_an_incremental_run_needs_a_test_split(two_folders, monkeypatch, capfd):
     assert not (two_folders / "outputs").exists()
 
 
+def test_only_what_is_scored_on_a_test_split_needs_one(two_folders, monkeypatch):
+    monkeypatch.setenv("SCARCELY_CACHE", str(two_folders / "cache"))
+    folders = ("data=imagefolder", f"data.labelled={two_folders}/known", f"data.unlabelled={two_folders}/new")
+
+    def fit(*given):
+        config = compose(*folders, *given, "pretext=none", "protocol=split", base=())
+        return _fit_data(config, data_of(config))
+
+    assert fit("method=prototypical")["num_known"] == 2
+    for method in ("supervised", "lsdc"):
+        with pytest.raises(DataError, match="no test split"):
+            fit(f"method={method}")
+
+
 def test_a_count_is_shown_and_used(tmp_path, without_pictures, capfd):
     results = run(tmp_path / "run", "num_new=auto", "compare_kmeans=false")
     assert [s["name"] for s in results["stages"]] == ["supervised", "class_count", "joint"]
@@ -241,3 +300,35 @@ def test_a_count_is_shown_and_used(tmp_path, without_pictures, capfd):
     assert written["class_count"] == count
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert {row["stage"] for row in rows} == {"supervised", "joint"}
+    # the count alone finds the same number
+    config = compose(
+        "method=class_count", KNOWN, "pretext=none", "stages.supervised.epochs=2",
+        f"run_dir={tmp_path / 'count'}", f"cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert config["protocol"] == "split"
+    alone = execute({**config, "command": ""}, "count")
+    assert alone["metrics"]["num_new"] == alone["class_count"]["num_new"] >= 1
+
+
+def test_a_count_hands_on_the_checkpoint_that_it_was_given(tmp_path):
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    before = ("method.before=[pretext,class_count]", "num_new=auto", f"pretext={weights}")
+    config = compose(*before, base=[o for o in SMALL if not o.startswith(("pretext", "stages"))])
+    data = data_of(config)
+    count, joint = _jobs(config, data, _fit_data(config, data))
+    assert count.inherited == joint.inherited == str(weights)
+
+
+def test_a_mistake_in_an_earlier_stage_names_its_own_setting(tmp_path):
+    settings = ("pretext=prototypical", "++stages.pretext.group=5", f"run_dir={tmp_path / 'run'}")
+    config = compose(*settings, "++stages.pretext.batch_size=30", base=SMALL)
+    with pytest.raises(ConfigError) as error:
+        execute({**config, "command": ""}, "run")
+    assert error.value.where == "stages.pretext.group"
+    config = compose("pretext=prototypical", "stages.pretext.batch_size=10", base=SMALL)
+    with pytest.raises(ConfigError) as error:
+        execute({**config, "command": "", "run_dir": str(tmp_path / "run")}, "run")
+    assert error.value.where == "stages.pretext.group, stages.pretext.batch_size"
+    assert error.value.instead == "a stages.pretext.batch_size of 20 at least"
+    assert not (tmp_path / "run").exists()

@@ -58,7 +58,9 @@ def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):
     )
     begin(RunFolder.choose(given, "x"), given)
     again = given | {"resume": True}
-    RunFolder.choose(again | {"command": "b", "logger": {"name": "wandb"}, "cache_dir": "x"}, "x")
+    RunFolder.choose(
+        again | {"command": "b", "logger": {"name": "wandb"}, "cache_dir": "x", "compare_kmeans": False}, "x"
+    )
     with pytest.raises(ConfigError) as error:
         RunFolder.choose(again | {"method": {"k": 7, "optimizer": {"lr": 0.2}}, "epochs": 4}, "x")
     assert "epochs was 3 and is 4; method.k was 5 and is 7; method.optimizer.lr was 0.1 and is 0.2" in str(

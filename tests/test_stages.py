@@ -193,6 +193,8 @@ def test_what_does_not_shape_the_weights_is_not_in_the_key(config, data):
         replace(job, trainer={**job.trainer, "log_every": 7}),
         replace(job, trainer={**job.trainer, "accelerator": "auto"}),  # which found the same CPU
         replace(job, num_clusters=13),  # a pretext has no clusters
+        replace(job, eval_every=3),
+        replace(job, method={**job.method, "before": ["x"], "needs": [], "scarce": {}, "by_kind": {}}),
     ]
     assert {key_of(other, data) for other in same} == {key_of(job, data)}
     assert key_of(replace(job_of(config, data), num_clusters=13), data) != key_of(job_of(config, data), data)
@@ -200,7 +202,14 @@ def test_what_does_not_shape_the_weights_is_not_in_the_key(config, data):
 
 @pytest.mark.parametrize(
     "changed",
-    ["functional/pairwise.py", "methods/rotnet.py", "data/augment.py", "backbones/base.py", "seeds.py"],
+    [
+        "functional/pairwise.py",
+        "methods/rotnet.py",
+        "data/augment.py",
+        "backbones/base.py",
+        "seeds.py",
+        "checkpoints.py",
+    ],
 )
 def test_a_changed_source_does_not_find_the_old_stage(config, data, tmp_path, monkeypatch, changed):
     copy = tmp_path / "scarcely"

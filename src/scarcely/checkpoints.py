@@ -125,6 +125,38 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
     raise CheckpointError("the checkpoint holds no weights", where="ckpt", instead="a state_dict")
 
 
+def renamed(tensors: dict[str, Tensor], key_map: Mapping[str, str], source: str) -> dict[str, Tensor]:
+    """Replace the beginnings of names, the longest that fits of each.
+
+    Args:
+        tensors: a state dict.
+        key_map: beginnings, and what takes their place.
+        source: where the state dict came from, for the message.
+
+    Raises:
+        CheckpointError: no name begins so, or two names become one.
+    """
+    result: dict[str, Tensor] = {}
+    longest_first = sorted(key_map, key=len, reverse=True)
+    unused = set(key_map)
+    for name, tensor in tensors.items():
+        start = next((s for s in longest_first if name.startswith(s)), "")
+        unused.discard(start)
+        new = key_map.get(start, "") + name[len(start) :] if start in key_map else name
+        if new in result:
+            raise CheckpointError(
+                f"two weights of {source} would be called {new}", where="key_map", instead="other names"
+            )
+        result[new] = tensor
+    if unused:
+        raise CheckpointError(
+            f"no weight of {source} begins with {' or '.join(sorted(unused))}",
+            where="key_map",
+            instead=f"the beginning of names such as {', '.join(list(tensors)[:3])}",
+        )
+    return result
+
+
 @dataclass
 class Match:
     """How a state dict fits a network.

@@ -178,7 +178,18 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 # options of Hydra that no value follows
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve", "--version", "--hydra-help", "--shell-completion"}
 # settings that are paths, whatever they look like: run_dir=3 is a folder
-_PATHS = {"run_dir", "output_dir", "cache_dir", "ckpt", "pretext", "data.root"}
+_PATHS = {
+    "run_dir",
+    "output_dir",
+    "cache_dir",
+    "ckpt",
+    "pretext",
+    "data.root",
+    "refine",
+    "data.labels_file",
+    "data.labelled",
+    "data.unlabelled",
+}
 
 
 def _prepare(argument: str, sweeping: bool) -> str:

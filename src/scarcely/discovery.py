@@ -78,7 +78,9 @@ def evaluate_discovery(
     }
     scores_of = method.joint_logits
     classifier = None
-    if method.joint_logits(labelled.features[:1].to(device)) is None:
+    with torch.no_grad():
+        joint = method.eval().joint_logits(labelled.features[:1].to(device))
+    if joint is None:
         assert found.probabilities is not None
         made = known + found.probabilities.argmax(dim=1)
         print("training a linear classifier of old and new classes", file=sys.stderr, flush=True)

@@ -47,12 +47,19 @@ def evaluate(
 
     def predict(role: Any) -> Predictions:
         return method.predict_all(
-            data.evaluation_loader(role, protocol, batch_size=batch_size, device=device)
+            data.evaluation_loader(role, protocol, batch_size=batch_size, device=device, true_labels=True)
         )
 
     role = config["method"].get("role", "train")
+    scarce = task == "classification" and has_unlabelled(data)
+    if scarce:
+        role = "unlabelled"
+    classes = data.classes
+    if role == "labelled":  # samples of the known classes alone
+        classes = classes[: data.num_known]
+        num_clusters = min(num_clusters, max(1, len(classes)))
     trained_on = predict(role)
-    arrays = clustering_arrays(trained_on, data.classes, num_clusters, config)
+    arrays = clustering_arrays(trained_on, classes, num_clusters, config)
     metrics: dict[str, float] = {}
     if task in ("pretext", "count"):
         metrics |= method.final_metrics(
@@ -63,14 +70,46 @@ def evaluate(
         if config["compare_kmeans"] and data.num_classes:
             metrics |= {f"kmeans/{k}": v for k, v in raw_kmeans(data, config, num_clusters).items()}
         if protocol == "split":
-            test = clustering_scores(predict("test"), num_clusters, data.num_classes)
-            metrics |= {f"test/{k}": v for k, v in test.items()}
+            of_test = clustering_scores(predict("test"), num_clusters, data.num_classes)
+            metrics |= {f"test/{k}": v for k, v in of_test.items()}
     else:
-        metrics |= {"train/accuracy": accuracy(trained_on)}
+        metrics |= {"train/accuracy": accuracy(predict("labelled") if scarce else trained_on)}
+        if scarce:
+            metrics |= {"pseudo/accuracy": accuracy(trained_on)}
         if protocol == "split":
-            metrics |= {"test/accuracy": accuracy(predict("test"))}
+            test = predict("test")
+            metrics |= {"test/accuracy": accuracy(test), "test/ece": calibration_error(test)}
+            arrays |= calibration_arrays(test)
     # NaN is no JSON: a score that cannot be had (no labels) is left out
     return Outcome({k: float(v) for k, v in metrics.items() if v == v}, arrays, shown=role)
+
+
+def has_unlabelled(data: DataModule) -> bool:
+    """Whether some training samples have a label that may be seen, and others have none."""
+    return data.scarce or ("unlabelled" in data.parts and not data.num_new)
+
+
+def calibration_error(predictions: Predictions) -> float:
+    """Return the expected calibration error of labelled samples, 15 bins of confidence; NaN without any."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    assert predictions.probabilities is not None
+    known = _judged(predictions)
+    if not bool(known.any()) or predictions.probabilities.shape[1] < 2:
+        return float("nan")
+    scores, labels = predictions.probabilities[known], predictions.labels[known]
+    return float(multiclass_calibration_error(scores, labels, num_classes=max(2, scores.shape[1]), n_bins=15))
+
+
+def calibration_arrays(predictions: Predictions) -> dict[str, Any]:
+    """Return confidence and correctness of the labelled samples, for a reliability diagram."""
+    assert predictions.probabilities is not None
+    known = _judged(predictions)
+    confidence, predicted = predictions.probabilities[known].max(dim=1)
+    return {
+        "test_confidence": confidence.numpy(),
+        "test_correct": (predicted == predictions.labels[known]).numpy(),
+    }
 
 
 def clustering_scores(predictions: Predictions, num_clusters: int, num_classes: int) -> dict[str, float]:
@@ -93,11 +132,17 @@ def clustering_scores(predictions: Predictions, num_clusters: int, num_classes: 
 
 
 def accuracy(predictions: Predictions) -> float:
-    """Return the share of labelled samples whose class is predicted; NaN without any."""
+    """Return the share of samples of the classifier's classes that it gets right; NaN without any."""
     assert predictions.probabilities is not None
-    known = predictions.labels >= 0
+    known = _judged(predictions)
     hits = predictions.probabilities.argmax(dim=1) == predictions.labels
     return float(hits[known].float().mean())
+
+
+def _judged(predictions: Predictions) -> Tensor:
+    """Return which samples have a label of a class that the classifier knows, (N,) bool."""
+    assert predictions.probabilities is not None
+    return (predictions.labels >= 0) & (predictions.labels < predictions.probabilities.shape[1])
 
 
 def raw_kmeans(data: DataModule, config: dict[str, Any], num_clusters: int) -> dict[str, float]:

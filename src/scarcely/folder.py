@@ -16,7 +16,17 @@ from scarcely.errors import ConfigError, UserError
 from scarcely.files import write_atomically
 
 # settings that may differ between a run and its continuation
-FREE = {"resume", "run_dir", "output_dir", "cache_dir", "command", "environment", "logger", "embedding_size"}
+FREE = {
+    "resume",
+    "run_dir",
+    "output_dir",
+    "cache_dir",
+    "command",
+    "environment",
+    "logger",
+    "embedding_size",
+    "compare_kmeans",
+}
 
 
 @dataclass

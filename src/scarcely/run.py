@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 
 from scarcely.config.check import check
 from scarcely.config.compose import finalize, run_name, without_recipe
-from scarcely.errors import CheckpointError, ConfigError, DataError
+from scarcely.config.signature import constant_of
+from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
 from scarcely.files import write_atomically
 from scarcely.loggers import open_loggers, send_results
 
@@ -71,7 +73,13 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     jobs = _jobs(config, data, sizes)
     for job in jobs:  # does a checkpoint fit, do the networks take these inputs: known before any training
         samples = len(data.pool(job.role, job.protocol))
-        stages.build_method(job, data.input_shape).check(min(job.method.get("batch_size", samples), samples))
+        batch_size = min(job.method.get("batch_size", samples), samples)
+        try:
+            stages.build_method(job, data.input_shape).check(batch_size)
+        except UserError as error:
+            if job is jobs[-1]:
+                raise
+            raise _of_stage(job.name, error) from error
     if without_recipe(config):
         names = f"method={config['method']['name']} data={config['data']['name']}"
         print(f"note: {names} has no recipe: the method's general defaults are used", file=sys.stderr)
@@ -81,6 +89,8 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
         open_loggers(config, folder.path) as loggers,
         stages.logging_to(loggers),
     ):
+        if data.scarce:
+            data.write_labelled(folder.path / "labelled.csv")
         trained: list[Any] = []
         rows: list[dict[str, Any]] = []
         handed_over, counted = None, None  # the last stage that trained weights, and the count of classes
@@ -114,14 +124,25 @@ def _fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
     method = config["method"]
     samples = data.pool(method.get("role", "train"), config["protocol"])
     sizes = {"num_classes": data.num_classes, "num_known": data.num_known}
+    for stage in config["plan"]:
+        least = constant_of(stage["method"]["_target_"], "least_classes") if stage["method"] else None
+        if least is not None and data.num_known < least:
+            raise DataError(
+                f"{stage['method']['name']} tells {least} known classes apart at least, and data={data.name} "
+                f"has {data.num_known}",
+                where="data.labelled_classes" if data.num_new else "data",
+                instead="more known classes, or method.before without this stage",
+            )
     if method["task"] == "discovery":
         new = _fit_discovery(config, data)
         return sizes | {"num_new": new, "num_clusters": new}
     if method["task"] == "count":
         return sizes | {"num_new": _fit_discovery(config | {"num_new": "auto"}, data), "num_clusters": 1}
-    if config["protocol"] == "split":
-        data.pool("test", "split")
+    if config["protocol"] == "split" and method["task"] in ("clustering", "classification"):
+        data.pool("test", "split")  # what scores it
     labelled = bool((samples.labels >= 0).any())
+    if method["task"] == "classification" and method.get("role") in ("mixed", "unlabelled"):
+        labelled = all(len(data.pool(role, config["protocol"])) for role in ("labelled", "unlabelled"))
     clusters = config["num_clusters"] or data.num_classes
     if not clusters and method["task"] == "clustering":
         raise ConfigError(
@@ -231,14 +252,26 @@ def _jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]
                 inherited=inherited,
                 whole=config["ckpt"] is not None,
                 min_matched=config["min_matched"],
+                key_map=config["key_map"] if inherited is not None else None,
                 fast=config["fast"],
                 eval_every=config["eval_every"],
             )
         )
-        inherited = None
+        if jobs[-1].task != "count":  # which hands on the weights that it was given
+            inherited = None
     if jobs[-1].task == "discovery" and config["embedding_size"]:
         jobs[-1] = replace(jobs[-1], snapshots=min(600, config["embedding_size"]))
     return jobs
+
+
+def _of_stage(name: str, error: UserError) -> UserError:
+    """Return the error of an earlier stage with the names that its settings have: stages.NAME.X."""
+
+    def renamed(text: str | None) -> str | None:
+        own = r"\bmethod\.(?!before\b)|(?<![\w.])(?=(?:batch_size|epochs)\b)"
+        return text and re.sub(own, f"stages.{name}.", text)
+
+    return type(error)(error.what, where=renamed(error.where), instead=renamed(error.instead))
 
 
 def _content_key(path: str | None) -> str:
@@ -273,12 +306,14 @@ def _finish(
     content = checkpoints.load(folder / "weights.pt")
     method = stages.build_method(job, data.input_shape, inherit=False)
     method.load_state_dict(content["state_dict"])
+    method.eval()
     device = torch.device(accelerator)
     if job.task == "discovery":
         start = None if job.inherited is None else stages.build_method(job, data.input_shape)
         outcome = discovery.evaluate_discovery(method, data, config, device, job.num_new, start)
     else:
         outcome = evaluation.evaluate(method, data, config, device, job.num_clusters)
+    outcome.arrays |= {name: tensor.numpy() for name, tensor in content.get("arrays", {}).items()}
     if outcome.classifier is not None:
         checkpoints.save({"state_dict": outcome.classifier}, folder / "classifier.pt")
     write_atomically(folder / "predictions.npz", lambda file: np.savez_compressed(file, **outcome.arrays))

@@ -42,6 +42,20 @@ from scarcely.seeds import derive_seed
 
 FAST_BATCHES = 2
 SIZES = ("num_clusters", "num_classes", "num_known", "num_new")  # that the run knows once the data are read
+# keys of a method that say which stages there are and what data; what came of them is in the job
+RESOLVED = (
+    "name",
+    "stage",
+    "before",
+    "task",
+    "needs",
+    "by_kind",
+    "stages",
+    "protocol",
+    "discovery",
+    "scarce",
+    "refined",
+)
 GRACE = 3.0  # seconds that the other ranks get to say what went wrong, once one has failed
 
 
@@ -58,6 +72,7 @@ class Job:
         inherited: weights file that the backbone starts from, or None.
         whole: the inherited weights are those of a whole method, head included.
         min_matched: smallest share of the network that they must fill.
+        key_map: prefixes of their names, and what stands there in this network.
         fast: two batches an epoch.
         eval_every: epochs between scores.
         snapshots: unlabelled samples whose features are kept while the stage trains, for a picture.
@@ -77,6 +92,7 @@ class Job:
     inherited: str | None = None
     whole: bool = False
     min_matched: float = 0.5
+    key_map: dict[str, str] | None = None
     fast: bool = False
     eval_every: int | None = None
     snapshots: int = 0
@@ -114,8 +130,10 @@ class Job:
             chosen_by: settings of the data that only choose samples, which the fingerprint tells.
         """
         content = {k: v for k, v in asdict(self).items() if k not in SIZES} | self.sizes
-        for irrelevant in ("inherited", "min_matched", "snapshots"):
+        for irrelevant in ("inherited", "min_matched", "snapshots", "eval_every"):
             content.pop(irrelevant)
+        arguments = signature_of(self.method["_target_"]).parameters
+        content["method"] = {k: v for k, v in self.method.items() if k not in RESOLVED or k in arguments}
         elsewhere = ("root", "labelled", "unlabelled", "resident", "cache_dir", "workers", "download")
         content["data"] = {k: v for k, v in self.data.items() if k not in (*elsewhere, *chosen_by)}
         for how in ("log_every", "accelerator"):  # of the accelerator it matters what was found
@@ -137,7 +155,15 @@ def source_digest() -> str:
     """Return a hash of the code that training depends on: a changed loss must not find an old stage."""
     here = Path(__file__).parent
     digest = hashlib.blake2b(__version__.encode(), digest_size=8)
-    parts = ("backbones/*.py", "data/*.py", "functional/*.py", "methods/*.py", "stages.py", "seeds.py")
+    parts = (
+        "backbones/*.py",
+        "data/*.py",
+        "functional/*.py",
+        "methods/*.py",
+        "stages.py",
+        "seeds.py",
+        "checkpoints.py",
+    )
     for path in (path for part in parts for path in sorted(here.glob(part))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -242,6 +268,7 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
     if inherit and job.inherited is not None:
         source = Path(job.inherited)
         tensors = checkpoints.tensors_of(checkpoints.load(checkpoints.find(source)))
+        tensors = checkpoints.renamed(tensors, job.key_map or {}, str(source))
         where = "ckpt" if job.whole else "pretext"
         network = method.backbone
         found = checkpoints.fill(network, tensors, source=str(source), least=job.min_matched, where=where)
@@ -288,7 +315,8 @@ def train(
     device = torch.device("cuda", rank) if accelerator == "cuda" else torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     method = build_method(job, data.input_shape)
-    method.place = Place(job.seed, job.name, job.epochs, rank, world)
+    method.place = Place(job.seed, job.name, job.epochs, rank, world, job.protocol)
+    method.ready()
     history = History(folder / "metrics.csv", job.name, earlier or [], job.trainer["log_every"])
     if rank == 0 and method.inheritance:
         print(method.inheritance, file=sys.stderr, flush=True)
@@ -311,6 +339,7 @@ def train(
             gather=getattr(method, "pairs", "local") == "global",
             group=getattr(method, "group", 0),
             labelled_batch_size=getattr(method, "labelled_batch_size", None),
+            subset=getattr(method, "subset", None),
             augmentation=method.augmentation(data.augmentation),
             **loaders,
         )
@@ -318,10 +347,12 @@ def train(
             scored = method.metric is not None
         else:
             scored = type(method).validation_step is not Method.validation_step
-        scores = data.evaluation_loader(job.role, job.protocol, batch_size=2 * batch_size, **loaders)
+        scores = data.evaluation_loader(
+            job.role, job.protocol, batch_size=2 * batch_size, true_labels=True, **loaders
+        )
         data.use(train=loader, val=scores if scored else None)
         if job.trainer["compile"]:
-            method.backbone.compile()
+            getattr(method, "student", method.backbone).compile()
         callbacks: list[pl.Callback] = [history, Progress(job.name), LastCheckpoint(folder / "last.ckpt")]
         if job.snapshots:
             callbacks.append(
@@ -346,6 +377,7 @@ def train(
             limit_val_batches=FAST_BATCHES if job.fast else None,
             check_val_every_n_epoch=score_every,
             num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=int(hasattr(method, "subset")),  # its length may change
             callbacks=callbacks,
             # ours are the processes, also in a job of a cluster whose variables Lightning would follow
             plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
@@ -378,6 +410,7 @@ def weights_of(job: Job, method: Method, data: DataModule, seconds: float) -> di
         "classes": list(data.classes),
         "seconds": seconds,
         "epochs": job.epochs,
+        "arrays": method.arrays(),
     }
 
 

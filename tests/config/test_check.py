@@ -9,6 +9,7 @@ from tests.config.composing import composed, sound
 DIGITS = ()
 MNIST = ("data=mnist",)  # its recipe has a pretext
 TFIDF = ("data=tfidf",)
+DISCOVERY = ("method=ranking_statistics",)
 
 
 def put(config, key, value):
@@ -197,6 +198,16 @@ def test_a_batch_is_shared_evenly():
     assert error.instead == "a multiple of 3"
 
 
+def test_a_batch_holds_whole_groups():
+    error = complaint(("method=prototypical", "batch_size=205"))
+    assert error.where == "batch_size, method.group"
+    assert error.instead.endswith("multiple of 10")
+    earlier = (*DISCOVERY, "pretext=prototypical", "stages.pretext.batch_size=205")
+    assert complaint(earlier).where == "stages.pretext.batch_size, stages.pretext.group"
+    sound("method=prototypical", "batch_size=200", "trainer=ddp", "trainer.devices=4")
+    assert complaint(("method=prototypical", "batch_size=210", "trainer=ddp")).instead.endswith("of 20")
+
+
 def test_global_pairs_need_several_devices():
     assert complaint(("method.pairs=global",)).where == "method.pairs"
 
@@ -245,6 +256,44 @@ def test_frozen_blocks_need_weights_worth_keeping(tmp_path):
 def test_a_method_without_clusters_takes_no_number_of_them():
     assert complaint(("method=supervised", "num_clusters=5")).where == "num_clusters"
     sound("method=kmeans", "num_clusters=5")
+
+
+def test_a_count_of_new_classes_needs_its_stage(tmp_path):
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    for given, where in [
+        ((f"ckpt={weights}",), "num_new"),
+        (("method.before=[pretext,supervised]",), "num_new, method.before"),
+    ]:
+        error = complaint((*DISCOVERY, "num_new=auto", *given))
+        assert error.where == where
+        assert "num_new=K" in error.instead
+        sound(*DISCOVERY, "num_new=3", *given)
+    sound(*DISCOVERY, "num_new=auto", f"pretext={weights}")
+
+
+def test_a_count_gives_no_weights_to_freeze():
+    only = (*DISCOVERY, "num_new=auto", "pretext=none", "method.before=[pretext,class_count]")
+    assert complaint((*only, "method.freeze=2")).where == "method.freeze"
+    sound(*DISCOVERY, "num_new=auto", "pretext=none", "method.freeze=2")  # the supervised stage gives some
+
+
+@pytest.mark.parametrize("method", ["kcl", "mcl"])
+def test_pairs_are_labelled_by_the_stage_before(method, tmp_path):
+    for before, found in [
+        ("[pretext]", "there is none"),
+        ("[pretext,similarity,supervised]", "that trains is supervised"),
+    ]:
+        error = complaint((f"method={method}", "pretext=none", f"method.before={before}"))
+        assert error.where == "method.before"
+        assert found in error.what
+        assert "similarity" in error.instead
+    sound(f"method={method}", "num_new=auto")  # the count comes between
+    sound(f"method={method}", "method.before=[pretext]", "pretext=similarity")
+    weights = tmp_path / "weights.pt"  # of which network is seen when it is read
+    weights.touch()
+    sound(f"method={method}", f"ckpt={weights}")
+    sound(f"method={method}", f"pretext={weights}", "method.before=[pretext]")
 
 
 def test_a_method_without_pretext_takes_none():

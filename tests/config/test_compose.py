@@ -80,6 +80,18 @@ def test_nothing_random_is_frozen_and_nothing_pretrained_lost():
         (["data=cifar10", "method.freeze=layer2"], "layer2"),
         (["data=cifar10", "method.freeze=0"], 0),
         (["data=tfidf"], 0),
+        (["data=cifar10", "method=ranking_statistics"], 3),
+        # a count of classes gives no weights
+        (
+            [
+                "data=cifar10",
+                "method=ranking_statistics",
+                "pretext=none",
+                "method.before=[class_count]",
+                "num_new=auto",
+            ],
+            0,
+        ),
     ]:
         assert composed(*given)["method"]["freeze"] == freeze, given
 
@@ -249,22 +261,32 @@ PROMISES = [
     (r"ing_statistics/table6", lambda c, m: c["plan"][-2]["name"] == "class_count"),
     (r"_omniglot$", lambda c, m: c["plan"][0]["method"]["name"] == "prototypical"),
     (r"_imagenet$", lambda c, m: c["plan"][0]["method"]["name"] == "supervised"),
+    (r"alternating_ssl/.*_n(\d+)$", lambda c, m: c["data"]["labels_per_class"] == int(m[1])),
+    (r"alternating_ssl/table2", lambda c, m: c["data"]["labels_per_class"] == 10 and not c["plan"][0]["method"]),
+    (r"alternating_ssl/table2_(?:places10|mit67)", lambda c, m: "orchvision" in c["backbone"]["_target_"]),
+    (r"_(mean_teacher|alternating_ssl)(?:_|$)", lambda c, m: c["method"]["name"] == m[1]),
+    (r"_mean_teacher_rotnet", lambda c, m: c["plan"][0]["method"]["name"] == "rotnet"),
+    (r"_mean_teacher_scratch", lambda c, m: len(c["plan"]) == 1),
+    (r"_(conv10|revnet18|resnet18)_n", lambda c, m: m[1].rstrip("0123456789") in c["backbone"]["_target_"].lower()),
+    (r"alternating_ssl/table3", lambda c, m: c["method"]["freeze"] == 2 and c["plan"][0]["name"] == "pretext"),
     (rf"(?:table|figure)\d_({'|'.join(sorted(DATA, reverse=True))})", lambda c, m: c["data"]["name"] == m[1]),
 ]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_does_what_it_says(name):
-    config = sound(f"experiment={name}")
+    file = ["pretext=" + str(CONF / "config.yaml")] if "alternating_ssl/table2" in name else []  # any file
+    config = sound(f"experiment={name}", *file)
     text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     header = text.partition("\ndefaults:")[0]
     assert header.startswith("# @package _global_\n"), "Hydra reads the package in the first lines alone"
 
-    figure = re.search(r"# Paper: ([\d.]+)(?: ± ([\d.]+))? % ACC", header)
+    figure = re.search(r"# Paper: ([\d.]+)(?: ± ([\d.]+))? % (ACC|accuracy|error)", header)
     if "/table" in name:
         assert figure, "no figure of the paper in the header"
-        score = "new/acc" if config["method"]["task"] == "discovery" else "acc"
-        expected = {score: float(figure[1]) / 100} | ({"std": float(figure[2]) / 100} if figure[2] else {})
+        score = {"discovery": "new/acc", "classification": "test/accuracy"}.get(config["method"]["task"], "acc")
+        share = float(figure[1]) / 100
+        expected = {score: 1 - share if figure[3] == "error" else share} | ({"std": float(figure[2]) / 100} if figure[2] else {})
         expected |= {
             f"test/{group}/acc": float(value) / 100
             for group, value in re.findall(
@@ -408,6 +430,7 @@ def test_a_run_is_named_by_what_shapes_it_alone():
     assert name(a, b) == name(b, a)
     assert name(a, "resume=true", "logger=wandb", "logger.project=x") == name(a)
     assert name(a, "output_dir=x", "cache_dir=y", "embedding_size=0", "hydra.sweep.dir=z") == name(a)
+    assert name(a, "compare_kmeans=false") == name(a)
     assert name("+" + a) == name("++" + a) == name(a)
     assert name(a, "seed=3") == name(a)  # config is of seed 0
     assert name("epochs=4", b) == name(b), "of a setting given twice the last counts"

@@ -237,6 +237,17 @@ def test_knn_leaves_out_what_ties_with_the_kth():
     assert knn_adjacency(line, 3).int().tolist() == expected
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("broken", [0, 3, 5, 6, 9])
+def test_knn_needs_k_finite_samples(broken, normalize):
+    features = blobs(n=9)
+    features[:broken, 1] = torch.nan
+    features[1:broken:2, 2] = torch.inf
+    found = knn_adjacency(features, 4, normalize=normalize)
+    assert torch.equal(found, oracle.knn_adjacency(features, 4, normalize=normalize))
+    assert (found.sum() > 9) == (broken <= 5)
+
+
 def test_knn_of_20_is_self_and_18_others():
     # Sample 0 is far from a crowd whose members all have nearer neighbours, so it is chosen by none of them.
     line = torch.cat([torch.zeros(1), 100 + torch.arange(40.0)])[:, None]

@@ -47,6 +47,16 @@ def test_the_stage_estimates_on_the_features_and_keeps_what_it_saw():
     assert method.final_metrics([]) == {"num_new": 3.0}
 
 
+def test_a_finished_count_is_loaded_into_a_new_network():
+    x, labels = blobs()
+    method = CountClasses(Same(), num_known=4, highest=6)
+    method.prepare([Batch(torch.arange(len(x)), (x,), labels)])
+    other = CountClasses(Same(), num_known=4)
+    other.load_state_dict(method.state_dict())
+    assert read_estimate(other.state_dict()) == read_estimate(method.state_dict())
+    assert read_estimate(method.state_dict())["candidates"] == [1, 2, 3, 4, 5, 6]
+
+
 def test_no_more_classes_are_tried_than_there_are_samples():
     x, labels = blobs(size=2)
     keep = torch.cat([torch.arange(8), torch.tensor([8, 10, 12])])

@@ -10,9 +10,12 @@ import torch
 from scarcely import stages
 from scarcely.backbones.small import MLP
 from scarcely.data.loader import Batch
+from scarcely.methods import similarity
 from scarcely.methods.optimizer import Optimizer
 from scarcely.methods.similarity import Similarity
 from scarcely.methods.transfer import PairHead
+from scarcely.metrics.pairs import pair_quality
+from scarcely.seeds import derive_seed
 from tests.oracles import transfer as oracle
 from tests.runs import TINY, compose, data_of, discovery_jobs, train_here, weights
 
@@ -80,6 +83,40 @@ def test_a_batch_of_one_class_trains():
     assert loss.isfinite()
     found = method.recent(1)
     assert found["pairs/positive"] == found["pairs/recall"]
+
+
+def centred(x):
+    """A network for which some of the samples are alike."""
+    method = method_of().eval()
+    method.pair_head.norm.running_mean.copy_(method.backbone(x).detach().mean(dim=0))
+    return method
+
+
+def test_final_scores_are_of_all_pairs_whatever_the_order_of_the_batches():
+    labels = torch.arange(40) % 4
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    method = centred(x)
+
+    def batches(order, size):
+        return [Batch(rows, (x[rows],), labels[rows]) for rows in order.split(size)]
+
+    found = method.pair_head(method.backbone(x)).detach() > 0
+    expected = pair_quality(found.fill_diagonal_(True), labels)
+    for order in (torch.arange(40), labels.argsort()):  # the second is that of files: class after class
+        scores = method.final_metrics(batches(order, 10))
+        assert scores == pytest.approx({name: float(share) for name, share in expected.items()})
+
+
+def test_final_scores_of_several_chunks_are_shares_of_their_sums(monkeypatch):
+    monkeypatch.setattr(similarity, "SCORED", 7)
+    batch = batch_of([k // 10 for k in range(40)])
+    method = centred(batch.views[0])
+    positive = method.final_metrics([batch])["pairs/positive"]
+    assert 0 < positive < 1
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(derive_seed(0, "train", "pairs")))
+    logits = method.pair_head(method.backbone(batch.views[0])).detach()
+    chunks = [logits[rows][:, rows][~torch.eye(len(rows), dtype=torch.bool)] for rows in order.split(7)]
+    assert positive == pytest.approx((torch.cat(chunks) > 0).float().mean().item())
 
 
 def test_a_stage_on_digits_learns_pairs_of_known_classes(tmp_path):

@@ -62,6 +62,14 @@ def test_validation_ignores_what_has_no_label():
     assert method.scores["clean_accuracy"] == pytest.approx(by_hand)
 
 
+def test_one_class_can_be_learnt():
+    method = Supervised(MLP(6, (8,)), num_classes=1, optimizer=Optimizer())
+    assert method.training_step(batch_of([0, -1, 0]), 0).item() == 0
+    method.validation_step(batch_of([0, -1, 0]), 0)
+    method.on_validation_epoch_end()
+    assert method.scores["clean_accuracy"] == 1
+
+
 @pytest.mark.parametrize("freeze", [1, "fc1"])
 def test_a_frozen_backbone_leaves_the_head_to_train(freeze):
     method = supervised(freeze=freeze)

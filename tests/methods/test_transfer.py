@@ -10,6 +10,7 @@ import torch
 from scarcely import stages
 from scarcely.backbones.small import MLP
 from scarcely.callbacks.history import read_rows
+from scarcely.config.compose import compose_run
 from scarcely.data.loader import Batch
 from scarcely.errors import CheckpointError, ConfigError
 from scarcely.methods.kcl import KCL
@@ -122,9 +123,8 @@ def test_another_checkpoint_is_refused(lost):
 
 
 def test_without_a_similarity_stage_nothing_is_trained(tmp_path):
-    config = compose(
-        "method=kcl", "method.before=[pretext]", "method.freeze=0", base=[*SMALL[:-3], SMALL[-1]]
-    )
+    """The check refuses it before; this is for what is built without it."""
+    config = compose_run([*SMALL[:-3], SMALL[-1], "method=kcl", "method.before=[pretext]", "method.freeze=0"])
     data = data_of(config)
     (job,) = discovery_jobs(config, data, tmp_path)
     with pytest.raises(ConfigError, match="similarity stage"):

@@ -56,12 +56,17 @@ def sne_adjacency(features, threshold, temperature):
 
 
 def knn_adjacency(features, k, normalize=False):
+    """Nearer than the k-th; nobody where that is no number, and never what is none itself."""
+
     def is_neighbour(j, i, rows):
         distances = [squared_distance(rows[i], row) for row in rows]
         if normalize:
             distances = [2 - 2 * sum(x * y for x, y in zip(unit(rows[i]), unit(row))) for row in rows]
             distances[i] = 0
-        return distances[j] < sorted(distances)[k - 1]
+        finite = [all(map(math.isfinite, row)) for row in rows]
+        distances = [d if a and finite[i] else math.inf for d, a in zip(distances, finite)]
+        kth = sorted(distances)[k - 1]
+        return math.isfinite(kth) and distances[j] < kth
 
     def connected(i, j, rows):
         return is_neighbour(j, i, rows) or is_neighbour(i, j, rows)

@@ -180,11 +180,12 @@ def component(where: str, given: dict[str, Any], *, is_method: bool = False) -> 
 def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
     method, data, backbone = config["method"], config["data"], config["backbone"]
     kind = data.get("kind")
-    for stage in config.get("plan", []):
+    plan = config.get("plan", [])
+    for i, stage in enumerate(plan):
         if stage["method"] is None:
             continue
-        where = "method" if stage is config["plan"][-1] else f"stages.{stage['name']}"
-        yield from _stage(where, stage["method"], config)
+        where = "method" if stage is plan[-1] else f"stages.{stage['name']}"
+        yield from _stage(where, stage["method"], [s for s in plan[:i] if gives_weights(s)], config)
     if kind == "vectors" and constant_of(backbone["_target_"], "image_input"):
         yield ConfigError(
             f"data={data['name']} holds vectors, and this backbone takes images",
@@ -208,6 +209,13 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             f"method={method['name']} discovers no classes here, and num_new={config['num_new']} is given",
             where="num_new",
             instead="leave num_new out, or method=ranking_statistics",
+        )
+    elif config["num_new"] == "auto" and not any(_task(stage) == "count" for stage in config["plan"]):
+        skipped = f"ckpt={config['ckpt']} skips it" if config["ckpt"] else "method.before has no class_count"
+        yield ConfigError(
+            f"num_new=auto needs a stage that counts the new classes, and {skipped}",
+            where="num_new" if config["ckpt"] else "num_new, method.before",
+            instead="num_new=K" + ("" if config["ckpt"] else ", or method.before with class_count in it"),
         )
     for name, values in config["stages"].items():
         yield from _stage_settings(name, values, config)
@@ -254,12 +262,33 @@ def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[
         )
 
 
-def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterator[ConfigError]:
+def gives_weights(stage: dict[str, Any]) -> bool:
+    """Whether an earlier stage, or the checkpoint in its place, gives the next one weights to start from."""
+    return _task(stage) != "count"
+
+
+def _task(stage: dict[str, Any]) -> str | None:
+    return None if stage["method"] is None else stage["method"].get("task")
+
+
+def _stage(
+    where: str, method: dict[str, Any], earlier: list[dict[str, Any]], config: dict[str, Any]
+) -> Iterator[ConfigError]:
+    """What is wrong with a stage, given the earlier ones that give weights."""
     data, needs = config["data"], method.get("needs") or []
     batch = method.get("batch_size")
     devices = config["trainer"]["devices"]
-    first = config["ckpt"] is None and method is config["plan"][0]["method"]
-    if method.get("freeze") and first:
+    follows = constant_of(str(method.get("_target_")), "follows")
+    if follows is not None and config["ckpt"] is None:  # what is in a checkpoint is seen when it is read
+        last = earlier[-1] if earlier else None
+        if last is None or (last["method"] is not None and last["method"].get("name") != follows):
+            found = "there is none" if last is None else f"the last one that trains is {last['name']}"
+            yield ConfigError(
+                f"{method['name']} takes over from a {follows} stage, and {found}",
+                where=f"{where}.before",
+                instead=f"a list of stages with {follows} as the last that trains, or the ckpt of such a run",
+            )
+    if method.get("freeze") and config["ckpt"] is None and not earlier:
         yield ConfigError(
             f"{where}.freeze = {_shown(method['freeze'])} would keep random weights: "
             "there is neither a pretext nor a checkpoint",
@@ -285,13 +314,21 @@ def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterat
             where=where,
             instead="pretext=rotnet or none" if where != "method" else "data=tfidf",
         )
+    yield from _cycles(where, method, config)
     if batch is None:
         return
+    size = "batch_size" if where == "method" else f"{where}.batch_size"
     if batch % devices:
         yield ConfigError(
             f"a global batch of {batch} cannot be shared by {devices} devices",
-            where="batch_size, trainer.devices",
+            where=f"{size}, trainer.devices",
             instead=f"a multiple of {devices}",
+        )
+    elif method.get("group") and batch % (devices * method["group"]):
+        yield ConfigError(
+            f"a batch of {batch // devices} cannot be divided into groups of {method['group']}",
+            where=f"{size}, {where}.group",
+            instead=f"a batch_size that is a multiple of {devices * method['group']}",
         )
     labeler = method.get("labeler")
     if isinstance(labeler, dict) and "knn" in str(labeler.get("_target_")):
@@ -300,7 +337,7 @@ def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterat
         if labeler["k"] >= per_batch:
             yield ConfigError(
                 f"{where}.labeler.k = {labeler['k']} neighbours do not exist in a batch of {per_batch}",
-                where=f"{where}.labeler.k, batch_size",
+                where=f"{where}.labeler.k, {size}",
                 instead=f"k below {per_batch}, or a larger batch",
             )
     if data["kind"] == "vectors" and method.get("composition") == "ricap":
@@ -317,8 +354,26 @@ def _stage(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterat
         )
 
 
+def _cycles(where: str, method: dict[str, Any], config: dict[str, Any]) -> Iterator[ConfigError]:
+    cycles, epochs = method.get("cycles"), method.get("epochs")
+    if cycles is None:
+        return
+    if method["final_cycles"] > cycles:
+        yield ConfigError(
+            f"{method['final_cycles']} final cycles on all samples, of {cycles} cycles",
+            where=f"{where}.final_cycles, {where}.cycles",
+            instead=f"final_cycles from 0 to {cycles}",
+        )
+    if epochs % cycles and not config["fast"]:
+        yield ConfigError(
+            f"{epochs} epochs are not the same number in each of {cycles} cycles",
+            where=f"epochs, {where}.cycles",
+            instead=f"epochs={max(1, round(epochs / cycles)) * cycles}",
+        )
+
+
 def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
-    given = [("ckpt", config["ckpt"])]
+    given = [("ckpt" if config["refine"] is None else "refine", config["ckpt"])]
     given += [("pretext", s["checkpoint"]) for s in config["plan"] if s["method"] is None]
     for key, value in given:
         if value is not None and not Path(value).expanduser().exists():

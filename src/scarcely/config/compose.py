@@ -10,13 +10,22 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scarcely.config.check import is_path, suggest
+from scarcely.config.check import gives_weights, is_path, suggest
 from scarcely.config.paths import conf_dir
 from scarcely.config.signature import constant_of
 from scarcely.errors import ConfigError
 
 # overrides that do not change what is trained: they do not name another run folder
-SILENT = ("resume", "run_dir", "output_dir", "cache_dir", "embedding_size", "logger", "hydra")
+SILENT = (
+    "resume",
+    "run_dir",
+    "output_dir",
+    "cache_dir",
+    "embedding_size",
+    "compare_kmeans",
+    "logger",
+    "hydra",
+)
 
 # what a sample can be
 KINDS = ("images", "vectors")
@@ -61,6 +70,9 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     if _scarce(config["data"]):
         other = method.get("scarce") or {}
         method |= {key: value for key, value in other.items() if f"method.{key}" not in given}
+    if config.get("refine") is not None:
+        method |= {k: v for k, v in _refined(config).items() if f"method.{k}" not in given}
+        config["ckpt"] = config["refine"]
     if config.get("protocol") is None:
         config["protocol"] = method.get("protocol", "split" if _scarce(config["data"]) else "all")
     trained = method.get("epochs") != 0
@@ -77,7 +89,8 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     config["plan"] = _plan(config, choices)
     for i, stage in enumerate(config["plan"]):
         if stage["method"] is not None and stage["method"].get("freeze") == "auto":
-            stage["method"]["freeze"] = _freeze(stage["method"], config) if i or config["ckpt"] else 0
+            inherits = config["ckpt"] or any(map(gives_weights, config["plan"][:i]))
+            stage["method"]["freeze"] = _freeze(stage["method"], config) if inherits else 0
     return config
 
 
@@ -94,6 +107,22 @@ def _scarce(data: Any) -> bool:
     return isinstance(data, dict) and any(
         data.get(key) is not None for key in ("labels_per_class", "labels_file", "labelled")
     )
+
+
+def _refined(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a method that refines a checkpoint."""
+    settings: dict[str, Any] | None = config["method"].get("refined")
+    if settings is None:
+        raise ConfigError(
+            f"method={config['method'].get('name')} refines nothing",
+            where="refine",
+            instead=f"ckpt={config['refine']} to start from it, or method=alternating_ssl",
+        )
+    if config.get("ckpt") is not None:
+        raise ConfigError(
+            "ckpt and refine both name what to start from", where="ckpt, refine", instead="one of the two"
+        )
+    return settings
 
 
 def _shorten(config: Mapping[str, Any], method: dict[str, Any]) -> None:

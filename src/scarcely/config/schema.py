@@ -16,6 +16,8 @@ class Root:
     protocol: Literal["all", "split"]
     pretext: str
     ckpt: str | None
+    refine: str | None
+    key_map: dict[str, str] | None
     num_clusters: Annotated[int, Range(low=1)] | None
     num_new: PositiveInt | Literal["auto"] | None
     epochs: NonNegativeInt | None
@@ -75,6 +77,7 @@ METHOD_KEYS: dict[str, Any] = {
     "protocol": Literal["all", "split"],
     "discovery": dict,
     "scarce": dict,
+    "refined": dict,
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,
 }

@@ -96,6 +96,8 @@ class DeviceLoader:
             ranks have their share; None takes samples as they come. The rest of a batch is unlabelled. An
             epoch goes once through the unlabelled samples (but for the last, short batch), and through as
             many of the labelled ones, in a random order, again and again if they are too few.
+        subset: function of the epoch and the number of samples that returns which of them, (n,) int64, the
+            epoch goes through; None for all.
 
     Raises:
         ConfigError: `batch_size` cannot be divided among the ranks, or into groups, or the augmentation
@@ -124,11 +126,14 @@ class DeviceLoader:
         group: int = 0,
         labelled: Tensor | None = None,
         labelled_batch_size: int | None = None,
+        subset: Callable[[int, int], Tensor | None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}", where="batch_size")
         if group < 0:
             raise ValueError(f"group must be at least 0, not {group}")
+        if subset is not None and (group or labelled_batch_size is not None):
+            raise ValueError("a subset goes with neither groups nor labelled_batch_size")
         if labelled_batch_size is not None and (labelled is None or group or not drop_last):
             raise ValueError("labelled_batch_size needs labelled and drop_last, and no group")
         unit = world_size * (group or 1)
@@ -166,14 +171,16 @@ class DeviceLoader:
         self.resident = resident
         self.clean = clean
         self.group = group
+        self.subset = subset
+        self._rows_of_epoch: Tensor | None = None
         self._from: tuple[Tensor, Tensor] | None = None  # rows that are labelled, and those that are not
-        self.epoch = 0
         self._total = len(self.samples)
         if group:
             self._total = self._count_grouped()
         elif labelled is not None and labelled_batch_size is not None:
             self._total = self._count_mixed(labelled, labelled_batch_size)
         self._shares = self._evaluation_shares() if clean else self._training_shares()
+        self.set_epoch(0)
 
     @classmethod
     def evaluation(
@@ -208,6 +215,11 @@ class DeviceLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that the next iteration goes through."""
         self.epoch = epoch
+        if self.subset is not None:
+            rows = self.subset(epoch, len(self.samples))
+            self._rows_of_epoch = rows
+            self._total = len(self.samples) if rows is None else len(rows)
+            self._shares = self._training_shares()
 
     def __len__(self) -> int:
         return len(self._shares)
@@ -254,7 +266,10 @@ class DeviceLoader:
 
         if self.group:
             return self._grouped(permutation)
-        return self._mixed(permutation) if self._from else permutation(len(self.samples))
+        if self._from:
+            return self._mixed(permutation)
+        rows = self._rows_of_epoch
+        return permutation(len(self.samples)) if rows is None else rows[permutation(len(rows))]
 
     def _count_grouped(self) -> int:
         labels = self.samples.labels.cpu()

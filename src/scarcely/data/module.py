@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack
@@ -170,7 +170,9 @@ class DataModule(pl.LightningDataModule):
         self.parts = self._hide(parts) if self.scarce else parts
 
     def train_dataloader(self) -> Any:
-        """Return the loader that `use` set."""
+        """Return the loader that `use` set; its length is that of the epoch which comes next."""
+        if self.trainer is not None and isinstance(self._train, DeviceLoader):
+            self._train.set_epoch(self.trainer.current_epoch)
         return self._train
 
     def val_dataloader(self) -> Any:
@@ -244,15 +246,17 @@ class DataModule(pl.LightningDataModule):
         """
         parts = self._parts_of(role, protocol)
         divided = role in ("labelled", "unlabelled")
-        key = (role, *parts) if divided else parts  # pretext and train are the same pool for most data sets
-        source = self._true if true_labels else self.parts
-        if source is not self.parts:
-            key = ("true labels", *key)
-        if key not in self._pools:
-            chosen = [source[part] for part in parts]
+        if true_labels and self._true is not self.parts:
+            labels = [self._true[part].labels for part in parts]
             if divided:
                 known = [self._known(self.parts[part]) == (role == "labelled") for part in parts]
-                chosen = [_rows(part, mask) for part, mask in zip(chosen, known, strict=True)]
+                labels = [part[mask] for part, mask in zip(labels, known, strict=True)]
+            return replace(self.pool(role, protocol), labels=torch.cat(labels))
+        key = (role, *parts) if divided else parts  # pretext and train are the same pool for most data sets
+        if key not in self._pools:
+            chosen = [self.parts[part] for part in parts]
+            if divided:
+                chosen = [_rows(part, self._known(part) == (role == "labelled")) for part in chosen]
                 if not sum(map(len, chosen)):
                     raise self._nothing(role)
             self._pools[key] = Samples.concat(chosen)
@@ -294,13 +298,15 @@ class DataModule(pl.LightningDataModule):
         augmentation: Augmentation | None = None,
         group: int = 0,
         labelled_batch_size: int | None = None,
+        subset: Callable[[int, int], Tensor | None] | None = None,
     ) -> DeviceLoader:
         """Return a shuffled loader of augmented views (see `DeviceLoader`) over a pool.
 
         Args:
             augmentation: instead of that of the data set, for a stage that needs its own.
             group: number of samples of one class that follow one another; 0 for any order.
-            labelled_batch_size: samples of known classes in each batch; None takes them as they come.
+            labelled_batch_size: labelled samples in each batch; None takes them as they come.
+            subset: of the epoch and the number of samples: those that the epoch goes through, None for all.
         """
         samples, resident = self._pool_on(role, protocol, device)
         return DeviceLoader(
@@ -318,6 +324,7 @@ class DataModule(pl.LightningDataModule):
             group=group,
             labelled=None if labelled_batch_size is None else self._known(samples),
             labelled_batch_size=labelled_batch_size,
+            subset=subset,
         )
 
     def evaluation_loader(
@@ -378,7 +385,11 @@ class DataModule(pl.LightningDataModule):
     def _pool_on(
         self, role: Role, protocol: Protocol, device: torch.device | str, true_labels: bool = False
     ) -> tuple[Samples, bool]:
-        pool = self.pool(role, protocol, true_labels=true_labels)
+        if true_labels and self._true is not self.parts:  # the inputs are there already
+            samples, resident = self._pool_on(role, protocol, device)
+            labels = self.pool(role, protocol, true_labels=True).labels
+            return replace(samples, labels=labels.to(samples.device)), resident
+        pool = self.pool(role, protocol)
         key = (id(pool), numbered(device))  # several roles may have one pool, which is never let go
         if key not in self._placed:
             self._placed[key] = self.place(pool, device)
@@ -393,7 +404,7 @@ class DataModule(pl.LightningDataModule):
         how_many = "every" if role == "unlabelled" else "no"
         return DataError(
             f"{how_many} training sample of {self.name} is labelled",
-            where="data.labels_per_class",
+            where="data.labelled_classes, data.labels_per_class",
             instead="data.labels_per_class=10 for some labels of each class, data.labelled_classes=[...] for"
             " some of the classes, or two folders: data=imagefolder data.labelled=DIR data.unlabelled=DIR",
         )

@@ -90,7 +90,8 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)], normalize: 
 
     As in the authors' code, j is a neighbour of i if its distance is strictly below the k-th smallest
     of row i, where i itself counts: without ties, k = 20 means the 18 nearest others. Samples tied
-    with the k-th are all left out.
+    with the k-th are all left out. With fewer than k samples of finite features there is no k-th, and
+    nothing is connected.
 
     Args:
         features: (N, D).
@@ -118,7 +119,7 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)], normalize: 
         nothing = (features == 0).all(dim=1)
         distances.masked_fill_(nothing[:, None] | nothing, 2).fill_diagonal_(0)
     kth_smallest = distances.topk(k, dim=1, largest=False).values[:, -1:]
-    near = distances < kth_smallest
+    near = (distances < kth_smallest) & kth_smallest.isfinite()  # else fewer than k samples have features
     return _with_self(near | near.mT)
 
 

@@ -38,6 +38,7 @@ class Place:
     epochs: int = 1
     rank: int = 0
     world_size: int = 1
+    protocol: str = "split"
 
 
 @dataclass
@@ -139,6 +140,17 @@ class Method(pl.LightningModule):
                 where = f"method.labeler.{error.where}" if error.where else "method.labeler"
                 raise ConfigError(error.what, where=where, instead=error.instead) from error
 
+    def ready(self) -> None:
+        """Do what depends on the weights that training starts from, before an interrupted run goes on."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch."""
+        return self.optimizer.lr_at(epoch, self.place.epochs)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return further arrays for predictions.npz, one number or row a sample that was trained on."""
+        return {}
+
     def prepare(self, batches: Any) -> None:
         """Look at the training data once before the first step; for what is no gradient descent."""
 
@@ -169,7 +181,7 @@ class Method(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set what the epoch alone decides: learning rate and random state."""
         epoch = self.current_epoch
-        lr = self.optimizer.lr_at(epoch, self.place.epochs)
+        lr = self.learning_rate(epoch)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -57,6 +57,14 @@ class CountClasses(Method):
         for curve in CURVES:
             setattr(self, curve, torch.tensor(getattr(estimate, curve), dtype=torch.float64))
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *arguments: Any, **others: Any
+    ) -> None:
+        for curve in CURVES:  # as long as the estimate that was saved
+            if prefix + curve in state_dict:
+                setattr(self, curve, torch.empty_like(state_dict[prefix + curve]))
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **others)
+
     def final_metrics(self, batches: Any) -> dict[str, float]:
         """Return the number that was found."""
         return {"num_new": float(self.num_new)}

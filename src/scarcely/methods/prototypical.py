@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Prototypical(Method):
         freeze: last block that is not trained; 0 trains all.
         frozen_bn: mode of frozen BatchNorm layers.
     """
+
+    least_classes: ClassVar[int] = 2  # in an episode of one class there is nothing to tell apart
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from scarcely.functional.transfer import similarity_bce
 from scarcely.methods.base import Method
 from scarcely.methods.optimizer import Optimizer
 from scarcely.methods.transfer import PairHead
-from scarcely.metrics.pairs import pair_quality
+from scarcely.metrics.pairs import pair_counts, pair_quality, pair_shares
+from scarcely.seeds import derive_seed
 from scarcely.spec import Literal, UnitInterval
+
+SCORED = 512  # samples whose pairs are scored at once
 
 
 class Similarity(Method):
@@ -28,6 +31,8 @@ class Similarity(Method):
         freeze: last block that is not trained; 0 trains all.
         frozen_bn: mode of frozen BatchNorm layers.
     """
+
+    least_classes: ClassVar[int] = 2  # of one class all pairs are alike
 
     def __init__(
         self,
@@ -51,12 +56,21 @@ class Similarity(Method):
 
     @torch.no_grad()
     def final_metrics(self, batches: Any) -> dict[str, float]:
-        """Return share, precision and recall of the pairs called positive: means over batches."""
+        """Return share, precision and recall of the pairs called positive, of samples in mixed batches.
+
+        The batches that are given may hold few classes each, and then say little of how rare pairs are.
+        """
         self.eval()
-        scored = ((self.pair_head(self.backbone(batch.views[0])), batch.labels) for batch in batches)
-        found = [pair_quality(_connected(logits), labels) for logits, labels in scored]
-        means = torch.stack([torch.stack(list(f.values())) for f in found]).nanmean(dim=0).tolist()
-        return dict(zip(found[0], means, strict=True))
+        found = self.predict_all(batches)
+        seed = derive_seed(self.place.seed, self.place.stage, "pairs")
+        order = torch.randperm(len(found.labels), generator=torch.Generator().manual_seed(seed))
+        counts = [
+            pair_counts(
+                _connected(self.pair_head(found.features[rows].to(self.device))).cpu(), found.labels[rows]
+            )
+            for rows in order.split(SCORED)
+        ]
+        return {name: float(share) for name, share in pair_shares(torch.stack(counts).sum(dim=0)).items()}
 
 
 def _connected(logits: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class Supervised(Method):
         super().__init__(backbone, optimizer, freeze, frozen_bn)
         self.head = mlp_head(backbone.num_features, num_classes, hidden, norm=head_norm)
         self.label_smoothing = label_smoothing
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+        # the metric refuses one class, to which a data set's known ones may come down
+        self.accuracy = MulticlassAccuracy(max(2, num_classes), average="micro", ignore_index=-1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return class scores (N, C) of features (N, D)."""
@@ -63,7 +64,7 @@ class Supervised(Method):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what is classified right without augmentation."""
-        self.accuracy.update(self(batch.views[0]), batch.labels)
+        self.accuracy.update(self(batch.views[0]).argmax(dim=1), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the accuracy for the record of the epoch."""

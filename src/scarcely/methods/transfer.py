@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,8 @@ class TransferClustering(Discovery):
     """
 
     views = 2
+    follows: ClassVar[str] = "similarity"
+    """Name of the method whose stage, or checkpoint, must be the last to train before this one."""
 
     def __init__(
         self,

@@ -51,7 +51,8 @@ def evaluate(
         )
 
     role = config["method"].get("role", "train")
-    scarce = task == "classification" and has_unlabelled(data)
+    divided = role in ("labelled", "mixed", "unlabelled")
+    scarce = task == "classification" and divided and has_unlabelled(data)
     if scarce:
         role = "unlabelled"
     classes = data.classes

@@ -262,13 +262,22 @@ PROMISES = [
     (r"_omniglot$", lambda c, m: c["plan"][0]["method"]["name"] == "prototypical"),
     (r"_imagenet$", lambda c, m: c["plan"][0]["method"]["name"] == "supervised"),
     (r"alternating_ssl/.*_n(\d+)$", lambda c, m: c["data"]["labels_per_class"] == int(m[1])),
-    (r"alternating_ssl/table2", lambda c, m: c["data"]["labels_per_class"] == 10 and not c["plan"][0]["method"]),
+    (
+        r"alternating_ssl/table2",
+        lambda c, m: c["data"]["labels_per_class"] == 10 and not c["plan"][0]["method"],
+    ),
     (r"alternating_ssl/table2_(?:places10|mit67)", lambda c, m: "orchvision" in c["backbone"]["_target_"]),
     (r"_(mean_teacher|alternating_ssl)(?:_|$)", lambda c, m: c["method"]["name"] == m[1]),
     (r"_mean_teacher_rotnet", lambda c, m: c["plan"][0]["method"]["name"] == "rotnet"),
     (r"_mean_teacher_scratch", lambda c, m: len(c["plan"]) == 1),
-    (r"_(conv10|revnet18|resnet18)_n", lambda c, m: m[1].rstrip("0123456789") in c["backbone"]["_target_"].lower()),
-    (r"alternating_ssl/table3", lambda c, m: c["method"]["freeze"] == 2 and c["plan"][0]["name"] == "pretext"),
+    (
+        r"_(conv10|revnet18|resnet18)_n",
+        lambda c, m: m[1].rstrip("0123456789") in c["backbone"]["_target_"].lower(),
+    ),
+    (
+        r"alternating_ssl/table3",
+        lambda c, m: c["method"]["freeze"] == 2 and c["plan"][0]["name"] == "pretext",
+    ),
     (rf"(?:table|figure)\d_({'|'.join(sorted(DATA, reverse=True))})", lambda c, m: c["data"]["name"] == m[1]),
 ]
 
@@ -284,9 +293,13 @@ def test_an_experiment_does_what_it_says(name):
     figure = re.search(r"# Paper: ([\d.]+)(?: ± ([\d.]+))? % (ACC|accuracy|error)", header)
     if "/table" in name:
         assert figure, "no figure of the paper in the header"
-        score = {"discovery": "new/acc", "classification": "test/accuracy"}.get(config["method"]["task"], "acc")
+        score = {"discovery": "new/acc", "classification": "test/accuracy"}.get(
+            config["method"]["task"], "acc"
+        )
         share = float(figure[1]) / 100
-        expected = {score: 1 - share if figure[3] == "error" else share} | ({"std": float(figure[2]) / 100} if figure[2] else {})
+        expected = {score: 1 - share if figure[3] == "error" else share} | (
+            {"std": float(figure[2]) / 100} if figure[2] else {}
+        )
         expected |= {
             f"test/{group}/acc": float(value) / 100
             for group, value in re.findall(

@@ -1,4 +1,4 @@
-"""Draw the connections of each labeler on two moons; without arguments it says how."""
+"""Draw labelers' connections on two moons, or surfaces of the Π-model; without arguments it says how."""
 
 import sys
 

@@ -114,7 +114,7 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
             if job.task == "count":
                 counted = class_count(done.weights)
             else:
-                handed_over = done
+                handed_over = done.after(config["pretext_epoch"] if job.name == "pretext" else None)
         results = _finish(config, folder.path, data, job, trained, accelerator, counted, loggers)
     return _show(folder.path, results)
 
@@ -317,6 +317,8 @@ def _finish(
     if outcome.classifier is not None:
         checkpoints.save({"state_dict": outcome.classifier}, folder / "classifier.pt")
     write_atomically(folder / "predictions.npz", lambda file: np.savez_compressed(file, **outcome.arrays))
+    for stage in trained[:-1]:
+        outcome.metrics |= stage.pretext_scores(config["pretext_epoch"])
     results = {
         "method": config["method"]["name"],
         "data": config["data"]["name"],

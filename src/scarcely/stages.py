@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from scarcely import __version__, checkpoints
 from scarcely.backbones.base import Backbone
 from scarcely.callbacks.history import History, Row, as_scalars, read_rows
+from scarcely.callbacks.keep import KeepWeights, kept_weights
 from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
 from scarcely.callbacks.snapshots import Snapshots
@@ -108,6 +109,11 @@ class Job:
         return self.method.get("role", "train")
 
     @property
+    def keep(self) -> list[int]:
+        """Epochs after which the weights are kept, beside those after the last."""
+        return sorted(set(self.method.get("keep") or ()))
+
+    @property
     def task(self) -> str:
         """What the stage is for, as its YAML says."""
         return str(self.method.get("task", ""))
@@ -134,6 +140,8 @@ class Job:
             content.pop(irrelevant)
         arguments = signature_of(self.method["_target_"]).parameters
         content["method"] = {k: v for k, v in self.method.items() if k not in RESOLVED or k in arguments}
+        content["method"].pop("keep", None)
+        content |= {"keep": self.keep} if self.keep else {}  # a stage without these files is another one
         elsewhere = ("root", "labelled", "unlabelled", "resident", "cache_dir", "workers", "download")
         content["data"] = {k: v for k, v in self.data.items() if k not in (*elsewhere, *chosen_by)}
         for how in ("log_every", "accelerator"):  # of the accelerator it matters what was found
@@ -201,6 +209,28 @@ class Trained:
     seconds: float
     cached: bool
     rows: list[Row] = field(default_factory=list)
+
+    def after(self, epoch: int | None) -> Trained:
+        """Return the stage as the next one inherits it, with the weights after an epoch; None is the last."""
+        if epoch is None or epoch == self.epochs:
+            return self
+        kept = kept_weights(self.weights.parent, epoch)
+        return replace(self, weights=kept, key=f"{self.key}-epoch{epoch}")
+
+    def pretext_scores(self, epoch: int | None) -> dict[str, float]:
+        """Return the epoch of a RotNet pretext and its accuracy then; nothing of any other stage.
+
+        The accuracy is that of the rotations over the epoch, of augmented training images: each epoch of
+        the record has it.
+
+        Args:
+            epoch: counted from 1; None is the last.
+        """
+        epoch = epoch or self.epochs
+        row = next((row for row in self.rows if row["epoch"] == epoch - 1), {})
+        if self.name != "pretext" or "rotation/accuracy" not in row:
+            return {}
+        return {"pretext/epoch": float(epoch), "pretext/accuracy": float(row["rotation/accuracy"])}
 
     def summary(self) -> dict[str, Any]:
         """Return what results.json says of a stage."""
@@ -353,7 +383,14 @@ def train(
         data.use(train=loader, val=scores if scored else None)
         if job.trainer["compile"]:
             getattr(method, "student", method.backbone).compile()
-        callbacks: list[pl.Callback] = [history, Progress(job.name), LastCheckpoint(folder / "last.ckpt")]
+        callbacks: list[pl.Callback] = [history, Progress(job.name)]
+        if job.keep:
+            callbacks.append(
+                KeepWeights(
+                    folder, job.keep, lambda done: weights_of(job, method, data, history.seconds, done)
+                )
+            )
+        callbacks.append(LastCheckpoint(folder / "last.ckpt"))
         if job.snapshots:
             callbacks.append(
                 Snapshots(
@@ -396,20 +433,20 @@ def train(
         seconds = history.seconds
     if rank == 0:
         method.to("cpu")
-        checkpoints.save(weights_of(job, method, data, seconds), folder / "weights.pt")
+        checkpoints.save(weights_of(job, method, data, seconds, job.epochs), folder / "weights.pt")
     return seconds
 
 
-def weights_of(job: Job, method: Method, data: DataModule, seconds: float) -> dict[str, Any]:
-    """Return what a finished stage keeps: weights and all that rebuilds the network around them."""
+def weights_of(job: Job, method: Method, data: DataModule, seconds: float, epochs: int) -> dict[str, Any]:
+    """Return what a stage keeps after some epochs: weights and all that rebuilds the network around them."""
     return {
         "format": checkpoints.FORMAT,
         "job": asdict(job),
-        "state_dict": {k: v.contiguous() for k, v in method.state_dict().items()},
+        "state_dict": {k: v.cpu().contiguous() for k, v in method.state_dict().items()},
         "input_shape": list(data.input_shape),
         "classes": list(data.classes),
         "seconds": seconds,
-        "epochs": job.epochs,
+        "epochs": epochs,
         "arrays": method.arrays(),
     }
 
@@ -468,7 +505,7 @@ def cached_stage(
     named by all that shapes it.
     """
     folder = cache / "stages" / key
-    if (folder / "weights.pt").is_file():
+    if _is_finished(job, folder):
         return finished(job, folder, key, cached=True)
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
@@ -478,13 +515,18 @@ def cached_stage(
         print(f"{job.name}: another run trains the same stage; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
     try:
-        if (folder / "weights.pt").is_file():
+        if _is_finished(job, folder):
             return finished(job, folder, key, cached=True)
         trained = run_stage(job, folder, data, accelerator, key, earlier)
         (folder / "last.ckpt").unlink(missing_ok=True)
         return trained
     finally:
         lock.release()
+
+
+def _is_finished(job: Job, folder: Path) -> bool:
+    kept = (kept_weights(folder, epoch) for epoch in job.keep)
+    return all(path.is_file() for path in (folder / "weights.pt", *kept))
 
 
 def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None:

@@ -1,4 +1,7 @@
-"""The two-moons figure of LSD-C (figure 2): which pairs each labeler connects, for equally many edges."""
+"""The two moons: the figure of LSD-C (figure 2), and the command that draws this one or chapter 5's.
+
+LSD-C's shows which pairs each labeler connects, for equally many edges; the other is in `scarcely.surfaces`.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,16 @@ python scripts/two_moons.py out=two_moons.png
   noise=0.1    standard deviation of the points around their moon
   temperature=0.3   T of the SNE similarity
   seed=0       of the points
+
+python scripts/two_moons.py surfaces out=surfaces.png
+
+  the decision surface of the Π-model before, while and after the consistency acts
+  out          the picture to write
+  seed=1       of the run, which takes half a minute
+  run          a run of experiment=alternating_ssl/figure1_two_moons to draw instead of training one
 """
 DEFAULTS = {"edges": "650", "noise": "0.1", "temperature": "0.3", "seed": "0"}
+SURFACES = {"seed": "1", "run": ""}
 
 
 def count_edges(adjacency: Tensor) -> int:
@@ -117,6 +128,10 @@ def draw(arguments: dict[str, str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``key=value`` arguments, draw, and return the exit code."""
+    from scarcely import surfaces
     from scarcely.cli import run_command
 
-    return run_command(USAGE, {"out"}, DEFAULTS, draw, argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["surfaces"]:
+        return run_command(USAGE, {"out"}, SURFACES, surfaces.write, arguments[1:])
+    return run_command(USAGE, {"out"}, DEFAULTS, draw, arguments)

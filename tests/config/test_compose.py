@@ -268,6 +268,7 @@ PROMISES = [
     ),
     (r"alternating_ssl/table2_(?:places10|mit67)", lambda c, m: "orchvision" in c["backbone"]["_target_"]),
     (r"_(mean_teacher|alternating_ssl)(?:_|$)", lambda c, m: c["method"]["name"] == m[1]),
+    (r"alternating_ssl/figure1", lambda c, m: c["method"]["name"] == "pi_model" and len(c["plan"]) == 1),
     (r"_mean_teacher_rotnet", lambda c, m: c["plan"][0]["method"]["name"] == "rotnet"),
     (r"_mean_teacher_scratch", lambda c, m: len(c["plan"]) == 1),
     (

@@ -87,9 +87,9 @@ class Watch:
             ready(method)
             self.prepared = copied(method)
 
-        def fit_classifier(method, cycle):
+        def fit_classifier(method, cycle, *arguments):
             before = copied(method)
-            found = fit(method, cycle)
+            found = fit(method, cycle, *arguments)
             self.around_classifier.append((before, copied(method)))
             return found
 
@@ -249,6 +249,12 @@ def test_an_interrupted_stage_ends_alike(whole, data, tmp_path, moment):
     assert rows_without_times(tmp_path) == rows_without_times(whole[0])
     kept = [checkpoints.load(f / "weights.pt")["arrays"]["switched_in"] for f in (tmp_path, whole[0])]
     assert torch.equal(*kept)
+
+
+def test_the_classifier_may_be_trained_once_more_at_the_end(whole, data, tmp_path):
+    train_here(job("method.final_classifier=true"), tmp_path, data)
+    end, other = (checkpoints.load(f / "weights.pt")["state_dict"] for f in (tmp_path, whole[0]))
+    assert set(end) - equal(end, other) == {"head.weight", "head.bias"}
 
 
 def test_hidden_labels_shape_nothing_but_scores(whole, tmp_path):

@@ -128,6 +128,45 @@ def discovery_run(folder: Path, /, **changes: Any) -> Evidence:
     return Evidence(**(fields | changes))
 
 
+def scarce_run(folder: Path, /, **changes: Any) -> Evidence:
+    """A run of alternating optimisation: a classifier of the digits whose labels were hidden."""
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.1, 1.0, 200)
+    fields: dict[str, Any] = {
+        "kind": "classification",
+        "config": {"data": {"labels_per_class": 5}},
+        "results": results(method="alternating_ssl", protocol="split", metrics=SCARCE),
+        "history": cycles(),
+        "test_confidence": confidence,
+        "test_correct": rng.random(200) < confidence,
+        "switched_in": rng.choice([0, 1, 2], 100, p=[0.7, 0.2, 0.1]),
+        "features": None,
+    }
+    run = digits_run(folder, **(fields | changes))
+    if run.labels is not None:  # by name, not by cluster
+        run.predicted = np.where(rng.random(100) < 0.9, run.labels, run.predicted)
+    return run
+
+
+def cycles(number: int = 3, length: int = 2) -> list[dict[str, Any]]:
+    """The rows of alternating optimisation, with scores in the first and the last epoch of each cycle."""
+    rows: list[dict[str, Any]] = []
+    for epoch in range(number * length):
+        cycle, within = divmod(epoch, length)
+        better = 0.3 * cycle / number
+        row: dict[str, Any] = {"stage": "alternating", "epoch": epoch, "loss": 1.0, "cycle": float(cycle)}
+        if within == 0:
+            row |= {"phase_one/accuracy": 0.6 + better, "phase_one/labelled_accuracy": 1.0}
+            row |= {"pseudo/labels_accuracy": 0.5 + better}
+            row |= {"pseudo/switched": 0.3 / cycle} if cycle else {}
+        if within == length - 1:
+            row["phase_two/accuracy"] = 0.65 + better
+        rows.append(row)
+    return rows
+
+
+# What a run with few labels writes into results.json.
+SCARCE = {"train/accuracy": 1.0, "pseudo/accuracy": 0.912, "test/accuracy": 0.905, "test/ece": 0.0529}
 # What a discovery run writes into results.json: every name of its metrics.
 DISCOVERED = {
     "clusters/used": 5.0,

@@ -10,7 +10,7 @@ import pytest
 from scarcely.errors import DataError
 from scarcely.reports import Evidence
 from scarcely.reports.evidence import confusion_counts
-from tests.reports.runs import digits_run, results
+from tests.reports.runs import digits_run, results, scarce_run
 
 
 def finish(folder, rows="stage,epoch,loss\npretext,0,1.5\n"):
@@ -30,6 +30,18 @@ def test_saved_arrays_come_back_the_same(tmp_path):
     assert (back.kind, back.classes, back.num_clusters) == ("clustering", ("a", "b<", "ü"), 10)
     np.testing.assert_array_equal(back.test["counts"], run.test["counts"])
     assert back.results == results()
+
+
+def test_arrays_of_a_run_with_few_labels_come_back_the_same(tmp_path):
+    run = scarce_run(tmp_path)
+    finish(tmp_path)
+    run.save()
+    back = Evidence.load(tmp_path, results=run.results)
+    for key in ("test_confidence", "test_correct", "switched_in"):
+        np.testing.assert_array_equal(getattr(back, key), getattr(run, key))
+        assert getattr(back, key).dtype == getattr(run, key).dtype
+    assert back.scarce
+    assert not digits_run(tmp_path).scarce
 
 
 def test_config_keeps_numbers_and_interpolations(tmp_path):
@@ -73,6 +85,19 @@ def test_pickled_predictions_are_not_run(tmp_path):
 def test_arrays_of_different_length_are_refused(tmp_path):
     with pytest.raises(ValueError, match="differ in length"):
         digits_run(tmp_path, confidence=np.ones(7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"switched_in": np.zeros(99, int)}, "switched_in"),
+        ({"test_correct": np.ones(199, bool)}, "200 confidences on the test split, 199"),
+        ({"test_confidence": None}, "0 confidences on the test split, 200"),
+    ],
+)
+def test_arrays_of_a_run_with_few_labels_must_fit_each_other(tmp_path, changes, told):
+    with pytest.raises(ValueError, match=told):
+        scarce_run(tmp_path, **changes)
 
 
 def test_confusion_counts_equal_counting_one_by_one():

@@ -16,7 +16,7 @@ from PIL import Image
 from scarcely.reports import build_figures, figures
 from scarcely.reports.evidence import confusion_counts
 from scarcely.reports.figures import style
-from tests.reports.runs import digits_run, discovery_run, history, random_run
+from tests.reports.runs import cycles, digits_run, discovery_run, history, random_run, scarce_run
 
 
 def pixels(figure):
@@ -115,6 +115,25 @@ RUNS = {
     ),
     "estimated number": lambda path: discovery_run(
         path, results={"class_count": {"num_new": 2, "candidates": [1, 2], "silhouette": [None, 0.5]}}
+    ),
+    "few labels": lambda path: scarce_run(path),
+    "few labels, one cycle": lambda path: scarce_run(
+        path, history=cycles(1), switched_in=np.zeros(100, int), test_confidence=np.ones(200)
+    ),
+    "few labels, many cycles": lambda path: scarce_run(path, history=cycles(40), labels=np.full(100, -1)),
+    "few labels, nothing known": lambda path: scarce_run(
+        *(path,),
+        history=[{"stage": "alternating", "epoch": e, "cycle": e, "pseudo/switched": 0.0} for e in (0, 1)],
+        labels=None,
+        confidence=None,
+        test_confidence=np.full(200, np.nan),
+    ),
+    "few labels, one switch and a large image": lambda path: random_run(
+        *(path, 6, 2, 2),
+        kind="classification",
+        images=np.zeros((6, 300, 100, 3), np.uint8),
+        switched_in=np.arange(6) // 5,
+        classes=("$a much too long name of a class$", "_b"),
     ),
     "empty test split": lambda path: random_run(path, 60, 3, 3, test={"counts": np.zeros((3, 3), int)}),
 }

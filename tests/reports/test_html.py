@@ -12,7 +12,7 @@ import pytest
 from scarcely.errors import WriteError
 from scarcely.reports import build_figures, write_report
 from scarcely.reports.html import CAPTIONS, Caption
-from tests.reports.runs import digits_run, discovery_run, random_run, results
+from tests.reports.runs import digits_run, discovery_run, random_run, results, scarce_run
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 LOADS = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
@@ -105,6 +105,22 @@ def test_every_picture_of_a_discovery_has_its_caption(tmp_path):
     run.results["class_count"] = {"num_new": 5, "candidates": [4, 5], "silhouette": [0.1, 0.2]}
     names = set(build_figures(run))
     assert {"evolution", "old-new", "class-count", "test-confusion"} <= names <= set(CAPTIONS)
+
+
+def test_the_page_of_few_labels_has_a_caption_for_each_picture_and_says_what_was_hidden(tmp_path):
+    run = scarce_run(tmp_path)
+    made = build_figures(run)
+    assert {"phases", "calibration", "switched"} <= set(made) <= set(CAPTIONS)
+    parsed = Page(report(run, figures=made))
+    for part in (
+        *("90.5 %", "error, test split", "9.5 %", "few samples have a label", "classifier gets wrong"),
+        *("Pseudo-labels that switched last", "The two phases", "Calibration", "expected calibration error"),
+    ):
+        assert part in parsed.text, part
+    facts = "".join(parsed.text.split("\n"))
+    assert "labels per class5" in facts
+    assert "labels hidden100" in facts
+    assert "without a label" not in facts
 
 
 def test_names_from_outside_are_text(tmp_path):

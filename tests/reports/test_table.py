@@ -10,7 +10,7 @@ from rich.console import Console
 
 from scarcely.reports import mean_std, print_class_count, print_results, results_table
 from scarcely.reports.table import describe_metric, describe_protocol, format_metric, format_seconds
-from tests.reports.runs import DISCOVERED, digits_run, discovery_run, results
+from tests.reports.runs import DISCOVERED, SCARCE, digits_run, discovery_run, results, scarce_run
 
 
 def printed(run, width=100):
@@ -206,6 +206,40 @@ def test_what_a_discovery_was_scored_on_is_said():
     assert "headline is of the unlabelled classes of the train split" in split
     assert "labels of the old classes alone" in describe_protocol(results(protocol="all", metrics=DISCOVERED))
     assert "old classes" not in describe_protocol(results(protocol="split"))
+
+
+# --- Few labels
+
+
+def test_the_headline_of_a_classifier_is_its_accuracy_and_its_error(tmp_path):
+    lines = printed(scarce_run(tmp_path)).splitlines()
+    boxed = [[cell.strip() for cell in line.split("│")[1:3]] for line in lines if "│" in line]
+    assert boxed == [["accuracy, test split", "90.5 %"], ["error, test split", "9.5 %"]]
+    loose = dict(line.split(maxsplit=1) for line in lines if line.startswith(("train/", "pseudo/", "test/")))
+    assert {key: value.strip() for key, value in loose.items()} == {
+        "train/accuracy": "100.0 %",
+        "pseudo/accuracy": "91.2 %",
+        "test/ece": "0.0529",
+    }
+
+
+def test_an_error_that_cannot_be_had_is_not_made_up():
+    lines = printed(results(metrics={"test/accuracy": None})).splitlines()
+    assert [line.split("│")[2].strip() for line in lines if "test split" in line] == ["n/a", "n/a"]
+    assert "error" not in printed(results())
+
+
+def test_every_metric_of_few_labels_is_explained_and_what_it_is_of():
+    assert all(describe_metric(name) for name in (*SCARCE, "1-test/accuracy"))
+    assert "labelled" in describe_metric("train/accuracy")
+    for protocol in ("all", "split"):
+        told = describe_protocol(results(protocol=protocol, metrics=SCARCE))
+        assert "few" in told
+        assert "pseudo/" in told
+    assert "few" not in describe_protocol(results(protocol="split", metrics={"test/accuracy": 0.5}))
+
+
+# --- Number of new classes
 
 
 def counted(estimate, **options):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-MEASURES = ("pairs", "input", "step", "overhead", "startup")
+MEASURES = ("pairs", "input", "step", "overhead", "phases", "startup")
 
 
 @dataclass(frozen=True)

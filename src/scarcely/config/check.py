@@ -217,6 +217,7 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             where="num_new" if config["ckpt"] else "num_new, method.before",
             instead="num_new=K" + ("" if config["ckpt"] else ", or method.before with class_count in it"),
         )
+    yield from _pretext_epoch(config)
     for name, values in config["stages"].items():
         yield from _stage_settings(name, values, config)
     trainer = config["trainer"]
@@ -225,6 +226,26 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             "16-mixed precision needs a GPU", where="trainer.precision", instead="32-true or bf16-mixed"
         )
     yield from _paths(config)
+
+
+def _pretext_epoch(config: dict[str, Any]) -> Iterator[ConfigError]:
+    epoch = config["pretext_epoch"]
+    if epoch is None:
+        return
+    pretext = next((s["method"] for s in config["plan"][:-1] if s["name"] == "pretext" and s["method"]), None)
+    if pretext is None:
+        given = f"pretext={config['pretext']}" if config["ckpt"] is None else f"ckpt={config['ckpt']}"
+        yield ConfigError(
+            f"pretext_epoch = {epoch} has no effect: with {given} no pretext is trained",
+            where="pretext_epoch",
+            instead="leave it out, or pretext=rotnet",
+        )
+    elif epoch not in (kept := [*(pretext.get("keep") or []), pretext["epochs"]]):
+        yield ConfigError(
+            f"the weights after epoch {epoch} of the pretext are not kept",
+            where="pretext_epoch",
+            instead=f"{' or '.join(map(str, sorted(set(kept))))}, or stages.pretext.keep=[{epoch}]",
+        )
 
 
 def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[ConfigError]:
@@ -315,6 +336,14 @@ def _stage(
             instead="pretext=rotnet or none" if where != "method" else "data=tfidf",
         )
     yield from _cycles(where, method, config)
+    epochs = method.get("epochs", 0)
+    late = [epoch for epoch in method.get("keep") or [] if epoch > epochs]
+    if late:
+        yield ConfigError(
+            f"there is no epoch {late[0]} after which to keep weights: {where} has {epochs}",
+            where=f"{where}.keep",
+            instead=f"epochs from 1 to {epochs}" if epochs else "leave keep out",
+        )
     if batch is None:
         return
     size = "batch_size" if where == "method" else f"{where}.batch_size"

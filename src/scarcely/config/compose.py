@@ -87,6 +87,8 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         )
     _shorten(config, method)
     config["plan"] = _plan(config, choices)
+    if config.get("fast") is True and isinstance(config.get("pretext_epoch"), int):
+        config["pretext_epoch"] = 1  # as the epochs that are kept
     for i, stage in enumerate(config["plan"]):
         if stage["method"] is not None and stage["method"].get("freeze") == "auto":
             inherits = config["ckpt"] or any(map(gives_weights, config["plan"][:i]))
@@ -128,6 +130,8 @@ def _refined(config: Mapping[str, Any]) -> dict[str, Any]:
 def _shorten(config: Mapping[str, Any], method: dict[str, Any]) -> None:
     if config.get("fast") is True and isinstance(method.get("epochs"), int):
         method["epochs"] = min(1, method["epochs"])
+        if method.get("keep"):
+            method["keep"] = [1]
 
 
 def _freeze(method: Mapping[str, Any], config: Mapping[str, Any]) -> Any:

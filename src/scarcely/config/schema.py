@@ -15,6 +15,7 @@ class Root:
     seed: NonNegativeInt
     protocol: Literal["all", "split"]
     pretext: str
+    pretext_epoch: PositiveInt | None
     ckpt: str | None
     refine: str | None
     key_map: dict[str, str] | None
@@ -80,6 +81,7 @@ METHOD_KEYS: dict[str, Any] = {
     "refined": dict,
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,
+    "keep": list[PositiveInt],
 }
 
 

@@ -171,7 +171,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Return the loader that `use` set; its length is that of the epoch which comes next."""
-        if self.trainer is not None and isinstance(self._train, DeviceLoader):
+        if self.trainer is not None and getattr(self._train, "subset", None) is not None:
             self._train.set_epoch(self.trainer.current_epoch)
         return self._train
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class AlternatingSSL(ScarceLabels):
         temporal: consistency with the previous epoch (figure 3).
         restart: go back to the prepared weights before phase two (section 4.2).
         labels: ``hard`` pseudo-labels, the likeliest class, or ``soft`` ones, the probabilities.
+        final_classifier: phase one once more at the end, so that true labels decide last; algorithm 1 ends
+            with phase two.
         freeze: last block that is not trained.
         frozen_bn: mode of frozen BatchNorm layers.
     """
@@ -58,6 +61,7 @@ class AlternatingSSL(ScarceLabels):
         temporal: bool = True,
         restart: bool = True,
         labels: Literal["hard", "soft"] = "hard",
+        final_classifier: bool = False,
         freeze: int | str = 0,
         frozen_bn: Literal["train", "eval"] = "train",
     ) -> None:
@@ -65,6 +69,7 @@ class AlternatingSSL(ScarceLabels):
         self.classifier, self.classifier_epochs = classifier, classifier_epochs
         self.cycles, self.final_cycles, self.split = cycles, final_cycles, split
         self.temporal, self.restart, self.soft = temporal, restart, labels == "soft"
+        self.final_classifier = final_classifier
         self._prepared: dict[str, Tensor] = {}
         self._bank: dict[str, Tensor] = {}
         self._numbers: dict[str, float] = {}
@@ -97,7 +102,7 @@ class AlternatingSSL(ScarceLabels):
         cycle, within, _ = self.cycle_of(self.current_epoch)
         self._bank = {name: tensor.to(self.device) for name, tensor in self._bank.items()}
         if within == 0:
-            self._numbers = self.fit_classifier(cycle) | self.assign_labels(cycle)
+            self._numbers = self._phase_one(cycle) | self.assign_labels(cycle)
             if self.restart:
                 self.load_state_dict(self._prepared)
             for optimizer in self.trainer.optimizers:
@@ -119,38 +124,49 @@ class AlternatingSSL(ScarceLabels):
             **place,
         )
 
-    def fit_classifier(self, cycle: int) -> dict[str, float]:
+    def _phase_one(self, cycle: int) -> dict[str, float]:
+        size = self.trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+        labelled = self.fit_classifier(cycle, self._batches("labelled"), size)
+        return {"phase_one/labelled_accuracy": labelled, **self._test("phase_one")}
+
+    def fit_classifier(self, cycle: int, labelled: Iterable[Batch], batch_size: int) -> float:
         """Train the classifier alone, on features that are computed once, without augmentation.
 
         Each rank does so with all labelled samples: they are few.
 
+        Args:
+            cycle: which one, for the order of the samples.
+            labelled: batches of the labelled samples as they are.
+            batch_size: of the steps.
+
         Returns:
-            Accuracy on the labelled samples and on the test part.
+            Accuracy on the labelled samples.
         """
-        features, labels = self._labelled_features()
+        features, labels = self._features_of(labelled)
         head = copy.deepcopy(self.head)  # apart from the network, whose gradients may be gathered
         optimizer = self.classifier.build(head.parameters())
         seed = derive_seed(self.place.seed, self.place.stage, cycle, "phase one")
         generator = torch.Generator().manual_seed(seed)
-        size = self.trainer.train_dataloader.batch_size  # type: ignore[union-attr]
         with torch.enable_grad():
             for epoch in range(self.classifier_epochs):
                 for group in optimizer.param_groups:
                     group["lr"] = self.classifier.lr_at(epoch, self.classifier_epochs)
-                for rows in torch.randperm(len(labels), generator=generator).to(self.device).split(size):
+                for rows in (
+                    torch.randperm(len(labels), generator=generator).to(features.device).split(batch_size)
+                ):
                     loss = F.cross_entropy(head(features[rows]), labels[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
         self.head.load_state_dict(head.state_dict())
-        labelled = self.share_of_all(self.count_hits(self.head(features), labels))
-        return {"phase_one/labelled_accuracy": labelled, **self._test("phase_one")}
+        right, count = self.count_hits(head(features), labels).tolist()
+        return right / count
 
     @torch.no_grad()
-    def _labelled_features(self) -> tuple[Tensor, Tensor]:
+    def _features_of(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
         was_training = self.training
         self.eval()
-        found = [(self.features(batch.views[0]).float(), batch.labels) for batch in self._batches("labelled")]
+        found = [(self.features(batch.views[0]).float(), batch.labels) for batch in batches]
         self.train(was_training)
         features, labels = zip(*found, strict=True)
         return torch.cat(features), torch.cat(labels)
@@ -228,6 +244,8 @@ class AlternatingSSL(ScarceLabels):
         if self.temporal:
             current = self.sum_of_all(self._bank["current"])
             self._bank |= {"previous": current, "current": self._bank["previous"].zero_()}
+        if self.final_classifier and self.current_epoch + 1 == self.place.epochs:
+            self._phase_one(self.cycle_of(self.place.epochs)[0])
 
     # -- state ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Figures of several runs: a metric against a setting, and old and new classes side by side."""
+"""Figures of several runs: a metric against a setting, error against labels, old beside new classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 USAGE = """\
 python scripts/figure.py curve RUNS... x=method.labeler.k y=new/acc out=k.png
 python scripts/figure.py embedding RUN1 RUN2 out=embedding.png
+python scripts/figure.py labels RUNS... out=labels.png
 
 curve: a metric against a setting, mean ± standard deviation over the seeds, each run a dot
   RUNS      folders of runs, or folders that hold such
@@ -39,7 +40,13 @@ curve: a metric against a setting, mean ± standard deviation over the seeds, ea
 embedding: old and new classes in one t-SNE, a panel a run (of methods that discover classes)
   RUNS      one to six runs, e.g. with and without method.incremental=true
   out       the picture to write
+
+labels: test error against labels per class, a line a method (with or without a pretext), dashed: all labels
+  RUNS      folders of runs of one data set, or folders that hold such; several seeds are averaged
+  out       the picture to write (or --out FILE); without it the table alone
+  markdown  true (or --markdown): the table as Markdown
 """
+_USAGE_OF = dict(zip(("curve", "embedding", "labels"), USAGE.splitlines()))
 # Settings that say how or where a run was made, not what was run.
 _BOOKKEEPING = (
     *("run_dir", "output_dir", "cache_dir", "command", "resume", "expected", "seed", "plan"),
@@ -77,21 +84,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         return run_command(USAGE, {"out"}, {}, lambda _: None, arguments)
     word, *rest = arguments
-    if word not in ("curve", "embedding"):
-        wrong = ConfigError(f"there is no figure {word!r}", instead="curve or embedding")
+    if word not in _USAGE_OF:
+        wrong = ConfigError(f"there is no figure {word!r}", instead="curve, embedding or labels")
         return run_command("", set(), {}, partial(_refuse, wrong), [])
-    required, defaults = ({"x", "y", "out"}, {"by": ""}) if word == "curve" else ({"out"}, {})
+    required, defaults, command = _COMMANDS[word]
+    if word == "labels":
+        rest = _as_settings(rest)
     # A folder may have '=' in its name: only what is a setting of the command is one.
     settings = [
         a for a in rest if "=" in a and (a.partition("=")[0] in (*required, *defaults) or _no_path(a))
     ]
     folders = [a for a in rest if a not in settings]
-    usage = USAGE.splitlines()[0 if word == "curve" else 1]
-    if not settings:
+    usage = _USAGE_OF[word]
+    if required and not settings:
         missing = ConfigError(f"{', '.join(sorted(required))} must be given", instead=usage)
         return run_command("", set(), {}, partial(_refuse, missing), [])
-    command = partial(_curve if word == "curve" else _embedding, folders=folders)
-    return run_command(usage, required, defaults, command, settings)
+    return run_command(usage, required, defaults, partial(command, folders=folders), settings)
+
+
+def _as_settings(arguments: Sequence[str]) -> list[str]:
+    """Write ``--out FILE``, ``--out=FILE`` and ``--markdown`` as settings."""
+    given = ["markdown=true" if argument == "--markdown" else argument for argument in arguments]
+    given = [argument.removeprefix("--") if argument.startswith("--out=") else argument for argument in given]
+    while "--out" in given[:-1]:
+        at = given.index("--out")
+        given[at : at + 2] = [f"out={given[at + 1]}"]
+    return given
 
 
 def _no_path(argument: str) -> bool:
@@ -139,6 +157,35 @@ def _embedding(arguments: dict[str, str], folders: Sequence[str]) -> None:
     print(f"{len(runs)} runs: {out}", file=sys.stderr)
 
 
+def _labels(arguments: dict[str, str], folders: Sequence[str]) -> None:
+    from scarcely.reports import label_sweep
+
+    out = _target(arguments["out"]) if arguments["out"] else None
+    if arguments["markdown"] not in ("true", "false"):
+        raise ConfigError(
+            f"markdown = {arguments['markdown']!r} is not possible", where="markdown", instead="true or false"
+        )
+    runs = find_runs(folders)
+    points = label_sweep.collect(runs)
+    if out is not None:
+        write_figure(label_sweep.draw(points), out)
+    if arguments["markdown"] == "true":
+        print(label_sweep.markdown(points), end="")
+    else:
+        label_sweep.print_table(points)
+    for note in [*label_sweep.notes(runs, points), *unfinished(folders)]:
+        print(f"note: {note}", file=sys.stderr)
+    told = "out=labels.png draws them" if out is None else str(out)
+    print(f"{sum(len(p.values) for p in points)} runs: {told}", file=sys.stderr)
+
+
+_COMMANDS: dict[str, tuple[set[str], dict[str, str], Callable[..., None]]] = {
+    "curve": ({"x", "y", "out"}, {"by": ""}, _curve),
+    "embedding": ({"out"}, {}, _embedding),
+    "labels": (set(), {"out": "", "markdown": "false"}, _labels),
+}
+
+
 # --- Runs
 
 
@@ -152,11 +199,17 @@ def find_runs(folders: Iterable[str]) -> list[Run]:
     found: dict[Path, Path] = {}
     given = [Path(folder).expanduser() for folder in folders]
     if not given:
-        raise ConfigError("no folder of runs is given", instead=USAGE.splitlines()[0])
+        raise ConfigError("no folder of runs is given", where="RUNS", instead="folders of finished runs")
     for folder in given:
         if not folder.is_dir():
             raise DataError(f"there is no folder {folder}", where="RUNS", instead="folders of finished runs")
         below = sorted(folder.rglob("results.json"))
+        if not below and (folder / "config.yaml").is_file():
+            raise DataError(
+                f"the run in {folder} is not finished",
+                where="RUNS",
+                instead="finished runs; its own command with resume=true goes on with it",
+            )
         if not below:
             raise DataError(
                 f"there is no finished run in {folder}",
@@ -164,10 +217,23 @@ def find_runs(folders: Iterable[str]) -> list[Run]:
                 instead="a folder with results.json in it",
             )
         found |= {path.parent.resolve(): path.parent for path in below if path.parent.resolve() not in found}
-    return [_read(folder) for folder in found.values()]
+    return [read_run(folder) for folder in found.values()]
 
 
-def _read(folder: Path) -> Run:
+def unfinished(folders: Iterable[str]) -> list[str]:
+    """Say how many runs in and below folders have begun and not ended; nothing if there is none."""
+    given = (Path(folder).expanduser() for folder in folders)
+    begun = {path.parent.resolve() for folder in given for path in folder.rglob("config.yaml")}
+    number = sum(not (folder / "results.json").exists() for folder in begun)
+    return [f"{number} unfinished run{' is' if number == 1 else 's are'} left out"] if number else []
+
+
+def read_run(folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        DataError: its files cannot be read.
+    """
     from omegaconf import OmegaConf
 
     try:
@@ -350,18 +416,33 @@ def table_of(points: Sequence[Point], x: str, y: str, by: str | None = None) -> 
 
 def notes(runs: Sequence[Run], points: Sequence[Point], x: str, by: str | None = None) -> list[str]:
     """Return what should be known before the figure is believed: runs left out, runs that are not alike."""
+    lacking = "they lack the setting or the metric"
+    return notes_on(runs, points, _around(x, by), lacking, "; by=... tells them apart")
+
+
+def notes_on(
+    runs: Sequence[Run], points: Sequence[Point], apart_from: Iterable[str], lacking: str, mend: str = ""
+) -> list[str]:
+    """As `notes`, for points that were grouped in any way.
+
+    Args:
+        runs: all that were found.
+        points: those that are shown.
+        apart_from: settings in which the runs of a point may differ.
+        lacking: why the others are not shown.
+        mend: what could be done about runs that are not alike.
+    """
     told = []
     left_out = len(runs) - sum(len(point.runs) for point in points)
     if left_out:
-        told.append(f"{left_out} of {len(runs)} runs are left out: they lack the setting or the metric")
+        told.append(f"{left_out} of {len(runs)} runs are left out: {lacking}")
     if any(run.settings.get("fast") is True for point in points for run in point.runs):
         told.append("some are fast runs, whose figures mean nothing")
-    mixed = dict.fromkeys(key for point in points for key in differences(point.runs, _around(x, by)))
+    settings = tuple(apart_from)
+    mixed = dict.fromkeys(key for point in points for key in differences(point.runs, settings))
     if mixed:
         some = ", ".join(list(mixed)[:4]) + (f" and {len(mixed) - 4} more" if len(mixed) > 4 else "")
-        told.append(
-            f"means are over runs that differ in more than their seed: {some}; by=... tells them apart"
-        )
+        told.append(f"means are over runs that differ in more than their seed: {some}{mend}")
     return told
 
 

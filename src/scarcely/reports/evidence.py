@@ -18,7 +18,7 @@ from scarcely.files import write_atomically
 
 _ARRAYS = (
     *("predicted", "confidence", "labels", "features", "feature_index"),
-    *("old_features", "old_labels"),
+    *("old_features", "old_labels", "test_confidence", "test_correct", "switched_in"),
 )
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ class Evidence:
             discovered; empty where the method discovers none. They are the first of the test split.
         old_features: (L, D) features of some samples of known classes.
         old_labels: (L,) their classes.
+        test_confidence: (T,) probability of what each labelled sample of the test split is called.
+        test_correct: (T,) bool, whether it is called right.
+        switched_in: (N,) cycle in which the pseudo-label of each sample last changed, 0 for never.
         snapshots: features while the last stage was trained: ``epochs`` (S,), ``features`` (S, M, D) and
             ``index`` (M,), which of the samples those are.
 
@@ -76,11 +79,14 @@ class Evidence:
     old_classes: tuple[str, ...] = ()
     old_features: np.ndarray | None = None
     old_labels: np.ndarray | None = None
+    test_confidence: np.ndarray | None = None
+    test_correct: np.ndarray | None = None
+    switched_in: np.ndarray | None = None
     snapshots: dict[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.run_dir)
-        same = ("predicted", "confidence", "labels", "images", "names")
+        same = ("predicted", "confidence", "labels", "images", "names", "switched_in")
         lengths = {key: len(getattr(self, key)) for key in same if getattr(self, key) is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"These speak of the same samples and differ in length: {lengths}")
@@ -93,6 +99,14 @@ class Evidence:
             labels = () if self.old_labels is None else self.old_labels
             if len(self.old_features) != len(labels):
                 raise ValueError(f"{len(self.old_features)} features of known classes, {len(labels)} labels")
+        tested = [0 if a is None else len(a) for a in (self.test_confidence, self.test_correct)]
+        if tested[0] != tested[1]:
+            raise ValueError(f"{tested[0]} confidences on the test split, {tested[1]} of them right or wrong")
+
+    @property
+    def scarce(self) -> bool:
+        """Whether the samples are those whose labels were hidden while others kept theirs."""
+        return "pseudo/accuracy" in (self.results.get("metrics") or {})
 
     @property
     def counts(self) -> np.ndarray | None:

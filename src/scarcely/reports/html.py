@@ -39,6 +39,18 @@ CAPTIONS: Mapping[str, Caption] = {
         "As above, for samples that were not trained on, with a matching of their own; where new classes "
         "were found beside known ones, these keep their names and the clusters are matched to the new ones.",
     ),
+    "phases": Caption(
+        "The two phases",
+        "On the left the accuracy after each phase and of the pseudo-labels in between, which should rise "
+        "together from cycle to cycle; on the right how many pseudo-labels another class has than in the "
+        "cycle before: few at the end, or more cycles would still change something.",
+    ),
+    "calibration": Caption(
+        "Calibration",
+        "Each bar is the accuracy of the test samples of similar confidence, and the line in it their mean "
+        "confidence: bars below the dashed diagonal are overconfident, bars above it too cautious, pale "
+        "bars hold fewer than ten samples; below, how many samples each bar stands for.",
+    ),
     "class-count": Caption(
         "Number of new classes",
         "The number was chosen where both curves together are highest, the accuracy on known classes whose "
@@ -53,6 +65,12 @@ CAPTIONS: Mapping[str, Caption] = {
         "Images",
         "Each row is a cluster or class, the images it is surest of on the left and those it is least sure "
         "of on the right; a red frame marks an image whose true class is another.",
+    ),
+    "switched": Caption(
+        "Pseudo-labels that switched last",
+        "The unlabelled images that were relabelled last, the latest cycle first and within it the least "
+        "confident, under each what the finished network calls it; a red frame marks an image whose true "
+        "class is another.",
     ),
     "embedding": Caption(
         "Embedding",
@@ -159,9 +177,15 @@ def _picture(folder: Path, name: str, figure: Figure, captions: Mapping[str, Cap
 def _facts(evidence: Evidence) -> list[tuple[str, str]]:
     """Collect what is known of the samples, and whatever else the run wrote down about itself."""
     facts = []
+    few = (evidence.config.get("data") or {}).get("labels_per_class")
+    if few is not None:
+        facts.append(("labels per class", str(few)))
     if evidence.predicted is not None:
-        facts.append(("samples", f"{len(evidence.predicted):,}"))
-    if evidence.labels is not None:
+        named = "samples, labels hidden" if evidence.scarce else "samples"
+        facts.append((named, f"{len(evidence.predicted):,}"))
+    if evidence.scarce:
+        pass  # none of these has one that training saw
+    elif evidence.labels is not None:
         unlabelled = int((evidence.labels < 0).sum())
         facts.append(("without a label", f"{unlabelled:,}" if unlabelled else "none"))
     elif evidence.predicted is not None:

@@ -14,7 +14,7 @@ from scarcely.reports.evidence import Evidence
 if TYPE_CHECKING:
     from rich.console import Console
 
-# What a run is judged by, and how it is called.
+# What a run is judged by, and how it is called; 1-METRIC is what is left of it.
 _HEADLINE = {
     "acc": "ACC",
     "nmi": "NMI",
@@ -24,6 +24,7 @@ _HEADLINE = {
     "new/nmi": "NMI, new classes",
     "new/ari": "ARI, new classes",
     "test/accuracy": "accuracy, test split",
+    "1-test/accuracy": "error, test split",
     "decathlon/score": "decathlon score",
 }
 # What stands beside it, and what it is called.
@@ -85,7 +86,17 @@ _MEANING: tuple[tuple[str, str], ...] = (
     (r"confident/share", "share of the samples predicted above 0.9"),
     (r"test/acc", f"accuracy on the test split, which was not trained on; {_MATCHED}"),
     (r"test/accuracy", "share of the test split that the classifier gets right"),
-    (r"pseudo/accuracy", "share of the pseudo-labels that are right"),
+    (r"1-test/accuracy", "share of the test split that the classifier gets wrong"),
+    (
+        r"test/ece",
+        "how far confidence and accuracy on the test split are apart, the mean over 15 bins of confidence "
+        "weighted by their sizes (expected calibration error); 0 is best",
+    ),
+    (
+        r"pseudo/accuracy",
+        "share of the unlabelled training samples that the finished network gets right, by their hidden "
+        "labels",
+    ),
     (r"new/acc", f"accuracy on the unlabelled classes of the train split; {_MATCHED}"),
     (r"new/nmi", "mutual information of clusters and classes on the unlabelled classes; 0 is chance"),
     (r"new/ari", "pairs of unlabelled samples that clusters and classes agree on, corrected for chance"),
@@ -107,7 +118,12 @@ _MEANING: tuple[tuple[str, str], ...] = (
         r"(train|test)/(old|new)/acc_joint",
         "accuracy on that part of the split under the one matching of all classes, old and new",
     ),
-    (r"train/accuracy", "share of the samples trained on that the classifier gets right"),
+    (r"train/accuracy", "share of the labelled training samples that the classifier gets right"),
+    (
+        r"pretext/accuracy",
+        "accuracy at the pretext's own task, on the augmented images of the epoch taken over",
+    ),
+    (r"pretext/epoch", "epochs of the pretext after which its weights were taken over"),
     (r"domain/.*/accuracy", "share of this domain's test images that are classified right"),
     (r"decathlon/score", "the decathlon's score over all domains; 10,000 would be no error at all"),
     (r"parameters/ratio", "parameters of all domains together against one network, heads left out"),
@@ -140,6 +156,18 @@ _DISCOVERY_PROTOCOLS = {
         "split are of samples that training never saw."
     ),
 }
+# The same where few samples of each class keep their labels.
+_SCARCE_PROTOCOLS = {
+    "all": (
+        "Trained on all samples there are, of which few have a label. Figures under train/ are of these few, "
+        "those under pseudo/ of the unlabelled ones, whose labels serve the score alone."
+    ),
+    "split": (
+        "Trained on the train split, of which few samples have a label. Figures under train/ are of these "
+        "few, those under pseudo/ of the unlabelled ones, whose labels serve the score alone, and those "
+        "under test/ of the test split, which training never saw."
+    ),
+}
 
 
 def describe_metric(name: str) -> str:
@@ -150,8 +178,11 @@ def describe_metric(name: str) -> str:
 def describe_protocol(results: Mapping[str, Any]) -> str:
     """Say in words what a run was trained on and what it was scored on."""
     protocol = results.get("protocol")
-    discovers = any(key.startswith(("new/", "train/old/")) for key in results.get("metrics") or {})
+    metrics = results.get("metrics") or {}
+    discovers = any(key.startswith(("new/", "train/old/")) for key in metrics)
     protocols = _DISCOVERY_PROTOCOLS if discovers else _PROTOCOLS
+    if "pseudo/accuracy" in metrics:
+        protocols = _SCARCE_PROTOCOLS
     return protocols.get(str(protocol), "" if protocol is None else f"Protocol: {protocol}.")
 
 
@@ -201,8 +232,12 @@ def headline_metrics(metrics: Mapping[str, Any]) -> list[Headline]:
             for prefix, told in _BASELINES.items()
             if prefix + key in metrics
         }
-        if key in metrics or known:
-            rows.append(Headline(key, name, format_metric(key, metrics.get(key)), known))
+        metric = key.removeprefix("1-")
+        value = metrics.get(metric)
+        if key != metric and isinstance(value, (int, float)):
+            value = 1 - value
+        if metric in metrics or known:
+            rows.append(Headline(key, name, format_metric(key, value), known))
     return rows
 
 
@@ -416,14 +451,18 @@ def results_table(
         first = [key for key in known if key in found]
         metrics = [*first, *(key for key in found if key not in first)]
     head = [*group_by, *metrics, "runs", "seeds", "time"]
-    lines = [_markdown_row(head), "|" + " --- |" * len(head)]
+    rows = []
     for names, members in groups.items():
         cells = [_metric_cell(key, members) for key in metrics]
         seeds = ", ".join(sorted({str(run["seed"]) for run in members if "seed" in run}, key=_natural))
         times = [sum(stage.get("seconds") or 0.0 for stage in run.get("stages") or []) for run in members]
-        lines.append(
-            _markdown_row([*names, *cells, str(len(members)), seeds, format_seconds(np.mean(times))])
-        )
+        rows.append([*names, *cells, str(len(members)), seeds, format_seconds(np.mean(times))])
+    return markdown_table(head, rows)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table as Markdown."""
+    lines = [_markdown_row(head), "|" + " --- |" * len(head), *map(_markdown_row, rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ from scarcely.reports.figures.embeddings import embedding
 from scarcely.reports.figures.matching import match_clusters, match_old_new
 from scarcely.reports.figures.montages import montage
 from scarcely.reports.figures.pair_graphs import connections
+from scarcely.reports.figures.scarce import calibration, phases, switched
 from scarcely.reports.figures.sizes import cluster_sizes
 from scarcely.reports.figures.style import headline, palette, plain, to_png
 from scarcely.reports.figures.training import curves, pseudo_labels
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OldNew",
     "build_figures",
+    "calibration",
     "class_count",
     "cluster_sizes",
     "confident_confusion",
@@ -47,8 +49,10 @@ __all__ = [
     "old_and_new",
     "old_new_of",
     "palette",
+    "phases",
     "plain",
     "pseudo_labels",
+    "switched",
     "to_png",
 ]
 
@@ -67,8 +71,9 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
 
     Returns:
         Figures by name, which is also the stem of their file: ``confusion``, ``confident``,
-        ``test-confusion``, ``class-count``, ``sizes``, ``montage`` (then ``montage-2`` and on),
-        ``embedding``, ``evolution``, ``old-new``, ``pairs``, ``curves``; only those that there are.
+        ``test-confusion``, ``phases``, ``calibration``, ``class-count``, ``sizes``, ``montage`` (then
+        ``montage-2`` and on), ``switched``, ``embedding``, ``evolution``, ``old-new``, ``pairs``,
+        ``curves``; only those that there are.
     """
     if seed is None:
         given = evidence.results.get("seed")
@@ -95,7 +100,8 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
             figures[name if page == 1 else f"{name}-{page}"] = figure
 
     if counts is not None:
-        add("confusion", confusion, counts, classes, word, matching=matching)
+        whose = f"{word} of the unlabelled samples" if evidence.scarce else word
+        add("confusion", confusion, counts, classes, whose, matching=matching)
         if confidence is not None:
             known = (predicted, confidence, labels, classes, clusters)
             add("confident", confident_confusion, *known, matching=matching)
@@ -105,6 +111,10 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         title = f"{'Old and new classes' if discovery else word} of the test split"
         names = evidence.test.get("classes", classes)
         add("test-confusion", confusion, unseen, names, title, matching=both, identity=identity)
+    add("phases", phases, evidence.history)
+    if evidence.test_confidence is not None and evidence.test_correct is not None:
+        ece = (evidence.results.get("metrics") or {}).get("test/ece")
+        add("calibration", calibration, evidence.test_confidence, evidence.test_correct, ece)
     if evidence.results.get("class_count"):
         add("class-count", class_count, evidence.results["class_count"], len(classes))
     if predicted is not None:
@@ -112,6 +122,9 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         if evidence.images is not None:
             shown = (evidence.images, predicted, confidence, clusters, labels, classes)
             add("montage", montage, *shown, matching=matching)
+            if evidence.switched_in is not None:
+                relabelled = (evidence.images, evidence.switched_in, predicted, confidence, labels, classes)
+                add("switched", switched, *relabelled)
     if evidence.features is not None:
         index = evidence.feature_index
         subset = [None if array is None else np.asarray(array)[index] for array in (labels, predicted)]

@@ -109,7 +109,7 @@ def _draw_montage(images: np.ndarray, rows: list[_MontageRow], heads: tuple[str,
     """Paint the page as one array and show it pixel by pixel: hundreds of axes would take seconds."""
     # In file order: the images may be a memory map on a slow disk.
     shown = sorted({int(index) for row in rows for index in (*row.most, *row.least)})
-    tiles = {index: _tile(images[index]) for index in shown}
+    tiles = {index: tile_of(images[index]) for index in shown}
     high = max((tile.shape[0] for tile in tiles.values()), default=32) + 2 * _FRAME
     wide = max((tile.shape[1] for tile in tiles.values()), default=32) + 2 * _FRAME
     # Below a row, room for two lines of text at least; beside a tile, enough to tell its frame from the next.
@@ -146,7 +146,7 @@ def _draw_montage(images: np.ndarray, rows: list[_MontageRow], heads: tuple[str,
     return figure
 
 
-def _tile(image: np.ndarray) -> np.ndarray:
+def tile_of(image: np.ndarray) -> np.ndarray:
     """Bring one image to (h, w, 3) uint8, its longer side between 42 and 72 pixels."""
     image = np.asarray(image)
     if image.ndim == 2:

@@ -109,7 +109,7 @@ def _draw_panel(axes: Axes, stages: list[_Stage], panel: _Panel) -> None:
     style.panel_title(axes, panel.title)
     _draw_bands(axes, stages)
     if len(shown) > 1:
-        _legend_above(axes, shown, len(panel.keys) - len(shown))
+        legend_above(axes, shown, len(panel.keys) - len(shown))
 
 
 def _draw_bands(axes: Axes, stages: list[_Stage]) -> None:
@@ -137,8 +137,8 @@ def _draw_bands(axes: Axes, stages: list[_Stage]) -> None:
     axes.set_xlim(0, end)
 
 
-def _legend_above(axes: Axes, keys: list[str], more: int) -> None:
-    """Name the lines above the panel: inside, no corner is free of them for certain."""
+def legend_above(axes: Axes, keys: list[str], more: int) -> None:
+    """Name lines of the first of `style.TEN` above a panel: inside, no corner is free for certain."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, linewidth=2) for color in style.TEN[: len(keys)]]

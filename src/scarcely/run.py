@@ -250,7 +250,8 @@ def _jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]
                 protocol=config["protocol"],
                 **own,
                 inherited=inherited,
-                whole=config["ckpt"] is not None,
+                whole=config["ckpt"] is not None
+                and config["refine"] is None,  # refined with a new classifier
                 min_matched=config["min_matched"],
                 key_map=config["key_map"] if inherited is not None else None,
                 fast=config["fast"],

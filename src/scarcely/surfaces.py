@@ -57,7 +57,7 @@ def grid_over(points: Tensor, step: float = 0.02) -> tuple[Tensor, tuple[float, 
 
 @torch.no_grad()
 def surface_of(method: Any, points: Tensor, labels: Tensor, epoch: int) -> Surface:
-    """Ask a method in eval mode about a grid over points (N, 2); labels (N,) are -1 where not to be scored."""
+    """Ask a method in eval mode about a grid over points (N, 2); labels (N,) are -1 where not scored."""
     from scarcely.functional.ramp import sigmoid_rampup
 
     grid, extent = grid_over(points)

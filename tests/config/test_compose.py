@@ -377,7 +377,8 @@ def test_every_setting_of_the_configuration_can_be_overridden():
         name = key.rpartition(".")[2]
         if name in ("_target_", "_partial_", "kind", "before", "name", "stage", "task", "needs", "role"):
             continue
-        if key in ("epochs", "batch_size", "ckpt", "expected", "fast"):  # short forms, and others' tests
+        # short forms, and others' tests
+        if key in ("epochs", "batch_size", "ckpt", "refine", "expected", "fast"):
             continue
         if isinstance(value, bool):
             wanted[key] = not value

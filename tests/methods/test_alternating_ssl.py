@@ -304,16 +304,17 @@ def test_a_run_and_its_refinement(tmp_path, monkeypatch):
         assert "phase_two/accuracy" in last
         assert first["cycle"] == cycle
     assert rows[-1]["phase_two/accuracy"] == pytest.approx(results["metrics"]["test/accuracy"])
-    # refined: from these weights, the classifier too, soft labels, no split, nothing before it
+    # refined: from these weights but for the classifier, soft labels, no split, nothing before it
     refined = run(tmp_path / "second", f"refine={tmp_path / 'first'}")
     assert [s["name"] for s in refined["stages"]] == ["alternating"]
     config = compose(f"refine={tmp_path / 'first'}", base=BASE)
     assert config["method"]["labels"] == "soft"
     assert config["method"]["split"] == 1
     data = data_of(config)
-    method = stages.build_method(job_of(config, data, inherited=config["ckpt"], whole=True), data.input_shape)
+    method = stages.build_method(job_of(config, data, inherited=config["ckpt"]), data.input_shape)
     given = checkpoints.load(tmp_path / "first" / "weights.pt")["state_dict"]
-    assert equal(method.state_dict(), given) == set(given)
+    assert set(given) - equal(method.state_dict(), given) == {"head.weight", "head.bias"}
+    assert not checkpoints.load(tmp_path / "second" / "weights.pt")["job"]["whole"]
     # another library's names
     torch.save({f"net.enc.{n}": t for n, t in given.items()}, tmp_path / "foreign.pt")
     torch.save(

@@ -26,9 +26,9 @@ def measure(settings: Settings, threads: int) -> list[Row]:
     job = last_job(config, config["method"]["epochs"], 10)
     method = cast(AlternatingSSL, build_method(job, (3, 32, 32)).to(device))
     optimizer: Any = method.configure_optimizers()
-    method._bank = dict.fromkeys(("targets", "previous", "current"))
-    method._bank |= {
-        name: torch.full((len(inputs.loader.samples), 10), 0.1, device=device) for name in method._bank
+    rows = len(inputs.loader.samples)
+    method._bank = {
+        part: torch.full((rows, 10), 0.1, device=device) for part in ("targets", "previous", "current")
     }
     batches, clock = endless(inputs.loader), clock_of(settings)
     labelled = [next(batches) for _ in range(-(-LABELLED // batch))]

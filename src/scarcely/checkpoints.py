@@ -198,11 +198,13 @@ class Match:
 def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     """Match a state dict to a network by name and shape, whatever prefix its names have.
 
-    The prefix (``module.``, ``backbone.``, ``encoder.``…) is the one that fits most entries.
+    The prefix (``module.``, ``backbone.``, ``encoder.``…) is the one that fits most entries; of a checkpoint
+    of ours that holds two networks it is the backbone, which is what a method hands on.
     """
     wanted = network.state_dict()
     prefixes = {""} | {name[: i + 1] for name in tensors for i, c in enumerate(name) if c == "."}
-    shortest_first = sorted(prefixes, key=lambda p: (len(p), p))  # a set has another order in each process
+    # a set has another order in each process
+    shortest_first = sorted(prefixes, key=lambda p: (p != "backbone.", len(p), p))
     best = max(shortest_first, key=lambda p: _fits(wanted, tensors, p))
     inside = {name[len(best) :]: t for name, t in tensors.items() if name.startswith(best)}
     state = {n: t for n, t in inside.items() if n in wanted and wanted[n].shape == t.shape}

@@ -87,7 +87,8 @@ def evaluate(
 
 def has_unlabelled(data: DataModule) -> bool:
     """Whether some training samples have a label that may be seen, and others have none."""
-    return data.scarce or ("unlabelled" in data.parts and not data.num_new)
+    hidden = data.scarce and bool((data.parts["train"].labels < 0).any())
+    return hidden or ("unlabelled" in data.parts and not data.num_new)
 
 
 def calibration_error(predictions: Predictions) -> float:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scarcely.config.check import check
+from scarcely.config.check import check, start_of
 from scarcely.config.compose import finalize, run_name, without_recipe
 from scarcely.config.signature import constant_of
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
@@ -53,7 +53,10 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     accelerator = stages.accelerator_of(config["trainer"])
     if config["trainer"]["threads"]:
         torch.set_num_threads(config["trainer"]["threads"])
-    for key, given in [("ckpt", config["ckpt"]), *(("pretext", s.get("checkpoint")) for s in config["plan"])]:
+    for key, given in [
+        (start_of(config), config["ckpt"]),
+        *(("pretext", s.get("checkpoint")) for s in config["plan"]),
+    ]:
         if given is not None:  # unreadable, unsafe or empty: known before any data are read
             try:
                 checkpoints.tensors_of(checkpoints.load(checkpoints.find(given)))
@@ -142,6 +145,13 @@ def _fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
         data.pool("test", "split")  # what scores it
     labelled = bool((samples.labels >= 0).any())
     if method["task"] == "classification" and method.get("role") in ("mixed", "unlabelled"):
+        if data.num_new:
+            raise ConfigError(
+                f"{method['name']} knows all classes,"
+                f" and {data.num_new} of data={data.name} are to be discovered",
+                where="method, data.labelled_classes",
+                instead="data.labels_per_class=N for some labels of each class, or method=ranking_statistics",
+            )
         labelled = all(len(data.pool(role, config["protocol"])) for role in ("labelled", "unlabelled"))
     clusters = config["num_clusters"] or data.num_classes
     if not clusters and method["task"] == "clustering":

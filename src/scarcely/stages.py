@@ -378,7 +378,11 @@ def train(
         else:
             scored = type(method).validation_step is not Method.validation_step
         scores = data.evaluation_loader(
-            job.role, job.protocol, batch_size=2 * batch_size, true_labels=True, **loaders
+            getattr(method, "scored_role", job.role),
+            job.protocol,
+            batch_size=2 * batch_size,
+            true_labels=True,
+            **loaders,
         )
         data.use(train=loader, val=scores if scored else None)
         if job.trainer["compile"]:

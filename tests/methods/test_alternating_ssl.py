@@ -36,6 +36,7 @@ BASE = (
     f"method.cycles={CYCLES}",
     "method.final_cycles=1",
     "method.classifier_epochs=5",
+    "method.final_classifier=false",
 )
 
 
@@ -355,6 +356,17 @@ def test_settings_that_are_refused(overrides, where, message):
     with pytest.raises(ConfigError, match=message) as error:
         compose(*overrides, base=BASE)
     assert where in str(error.value)
+
+
+def test_settings_without_effect_are_refused(tmp_path):
+    torch.save({}, tmp_path / "x.pt")
+    base = [o for o in BASE if not o.startswith("pretext")]
+    with pytest.raises(ConfigError, match="has no effect with refine="):
+        compose(f"refine={tmp_path / 'x.pt'}", "pretext=rotnet", base=base)
+    with pytest.raises(ConfigError, match="there is none"):
+        compose("key_map={a: b}", base=BASE)
+    with pytest.raises(ConfigError, match="no epoch would train anything"):
+        compose(base=[*(o for o in BASE if not o.startswith("epochs")), "epochs=0"])
 
 
 def test_refine_is_for_methods_that_refine(tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scarcely import stages
+from scarcely import checkpoints, stages
 from scarcely.backbones.small import MLP
 from scarcely.data.loader import Batch
+from scarcely.errors import ConfigError
 from scarcely.functional.ramp import sigmoid_rampup
 from scarcely.methods.mean_teacher import MeanTeacher
 from scarcely.methods.optimizer import Optimizer
@@ -203,3 +204,55 @@ def test_a_supervised_run_on_few_labels_learns_from_these_alone(tmp_path, monkey
     assert {"pseudo/accuracy", "test/accuracy", "test/ece"} <= set(results["metrics"])
     data = data_of(config)
     assert len(data.pool(job_of(config, data).role, "split")) == 30
+
+
+def test_what_is_handed_on_and_refined_is_the_teacher():
+    method = method_of()
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter += 1
+    other = MLP(6, (5, 7))
+    found = checkpoints.fill(other, method.state_dict(), source="teacher", least=0.5, where="refine")
+    assert found.share == 1
+    pairs = zip(other.state_dict().values(), method.backbone.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["mean_teacher", "pi_model", "alternating_ssl"])
+def test_classes_to_be_discovered_are_refused(kind, tmp_path):
+    base = [o for o in BASE if not o.startswith(("data.labels", "epochs"))]
+    config = compose(f"method={kind}", "data.labelled_classes=5", f"run_dir={tmp_path / 'run'}", base=base)
+    with pytest.raises(ConfigError, match="knows all classes, and 5 of data=digits are to be discovered"):
+        execute({**config, "command": ""}, "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_curves_score_the_unlabelled_samples_alone(tmp_path):
+    config = compose("method=mean_teacher", "eval_every=1", base=BASE)
+    data = data_of(config)
+    counted = []
+    share = MeanTeacher.share_of_all
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MeanTeacher, "share_of_all", lambda self, hits: counted.append(int(hits[1])) or share(self, hits)
+        )
+        train_here(job_of(config, data), tmp_path, data)
+    assert set(counted) == {len(data.pool("unlabelled", "split"))}
+
+
+def test_a_subset_that_is_everything_has_no_unlabelled_part(tmp_path, monkeypatch):
+    import scarcely.reports.html
+
+    monkeypatch.setattr(scarcely.reports.html, "write_report", lambda evidence: None)
+    base = [o for o in BASE if not o.startswith("data.labels")]
+    data = data_of(compose("method=supervised", "protocol=split", base=base))
+    data.write_labelled(tmp_path / "all.csv")
+    config = compose(
+        "method=supervised",
+        f"data.labels_file={tmp_path / 'all.csv'}",
+        f"run_dir={tmp_path / 'run'}",
+        base=base,
+    )
+    results = execute({**config, "command": ""}, "run")
+    assert "test/accuracy" in results["metrics"]
+    assert "pseudo/accuracy" not in results["metrics"]

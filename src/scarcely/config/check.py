@@ -6,7 +6,7 @@ Nothing here imports torch: a typo costs a second.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def check(config: dict[str, Any]) -> None:
     """
     problems = list(_root(config))
     told = {f"method.{p.where}" for p in problems}
+    told |= {"data.labels_seed" for p in problems if p.where == "seed"}  # follows it
     problems += [p for p in _components(config) if p.where not in told]
     if not problems:  # combinations are only worth a look once each value is sound
         problems = list(_combinations(config))
@@ -218,6 +219,7 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             instead="num_new=K" + ("" if config["ckpt"] else ", or method.before with class_count in it"),
         )
     yield from _pretext_epoch(config)
+    yield from _key_map(config)
     for name, values in config["stages"].items():
         yield from _stage_settings(name, values, config)
     trainer = config["trainer"]
@@ -228,13 +230,31 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
     yield from _paths(config)
 
 
+def start_of(config: Mapping[str, Any]) -> str:
+    """Return the setting that names what the last stage starts from."""
+    return "ckpt" if config["refine"] is None else "refine"
+
+
+def _key_map(config: dict[str, Any]) -> Iterator[ConfigError]:
+    if config["key_map"] and config["ckpt"] is None and all(s["method"] for s in config["plan"]):
+        yield ConfigError(
+            "key_map renames the weights of a checkpoint, and there is none",
+            where="key_map",
+            instead="leave it out, or ckpt=FILE, refine=FILE or pretext=FILE",
+        )
+
+
 def _pretext_epoch(config: dict[str, Any]) -> Iterator[ConfigError]:
     epoch = config["pretext_epoch"]
     if epoch is None:
         return
     pretext = next((s["method"] for s in config["plan"][:-1] if s["name"] == "pretext" and s["method"]), None)
     if pretext is None:
-        given = f"pretext={config['pretext']}" if config["ckpt"] is None else f"ckpt={config['ckpt']}"
+        given = (
+            f"pretext={config['pretext']}"
+            if config["ckpt"] is None
+            else f"{start_of(config)}={config['ckpt']}"
+        )
         yield ConfigError(
             f"pretext_epoch = {epoch} has no effect: with {given} no pretext is trained",
             where="pretext_epoch",
@@ -393,7 +413,11 @@ def _cycles(where: str, method: dict[str, Any], config: dict[str, Any]) -> Itera
             where=f"{where}.final_cycles, {where}.cycles",
             instead=f"final_cycles from 0 to {cycles}",
         )
-    if epochs % cycles and not config["fast"]:
+    if not epochs:
+        yield ConfigError(
+            "no epoch would train anything", where="epochs", instead=f"epochs={cycles} at least"
+        )
+    elif epochs % cycles and not config["fast"]:
         yield ConfigError(
             f"{epochs} epochs are not the same number in each of {cycles} cycles",
             where=f"epochs, {where}.cycles",
@@ -402,7 +426,7 @@ def _cycles(where: str, method: dict[str, Any], config: dict[str, Any]) -> Itera
 
 
 def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
-    given = [("ckpt" if config["refine"] is None else "refine", config["ckpt"])]
+    given = [(start_of(config), config["ckpt"])]
     given += [("pretext", s["checkpoint"]) for s in config["plan"] if s["method"] is None]
     for key, value in given:
         if value is not None and not Path(value).expanduser().exists():

@@ -156,13 +156,14 @@ def _refuse_ignored(cfg: DictConfig, given: Mapping[str, str], choices: Mapping[
                 where=f"{key}, method.{key}",
                 instead=f"one of them, e.g. {key}={given[key]}",
             )
-    if "ckpt" in given and given["ckpt"] != "null" and given.get("pretext", "none") != "none":
-        raise ConfigError(
-            f"pretext={given['pretext']} has no effect with ckpt={given['ckpt']}: "
-            "ckpt starts the last stage, and skips those before it",
-            where="pretext, ckpt",
-            instead="one of the two",
-        )
+    for key in ("ckpt", "refine"):
+        if given.get(key, "null") != "null" and given.get("pretext", "none") != "none":
+            raise ConfigError(
+                f"pretext={given['pretext']} has no effect with {key}={given[key]}: "
+                f"{key} starts the last stage, and skips those before it",
+                where=f"pretext, {key}",
+                instead="one of the two",
+            )
     if "recipe" in given and choices.get("recipe") not in options("recipe"):
         raise ConfigError(
             f"there is no recipe={given['recipe']}",

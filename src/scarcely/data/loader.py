@@ -219,6 +219,11 @@ class DeviceLoader:
             rows = self.subset(epoch, len(self.samples))
             self._rows_of_epoch = rows
             self._total = len(self.samples) if rows is None else len(rows)
+            if self._total < self.world_size:
+                raise DataError(
+                    f"{self._total} samples of an epoch for {self.world_size} devices",
+                    instead="more samples, or fewer devices",
+                )
             self._shares = self._training_shares()
 
     def __len__(self) -> int:

@@ -440,7 +440,7 @@ class DataModule(pl.LightningDataModule):
             kept = choose_labelled(train.labels, self.classes, few, self.split.get("labels_seed", 0))
         else:
             path = Path(str(self.split.get("labels_file"))).expanduser()
-            kept = read_labelled(path, train.labels, self.classes)
+            kept = read_labelled(path, train.labels, self.classes, train.names)
         return parts | {"train": replace(train, labels=train.labels.where(kept, -1))}
 
 

@@ -227,13 +227,16 @@ def write_labelled(path: Path, labels: Tensor, classes: Sequence[str], names: Se
     write_atomically(path, text.getvalue())
 
 
-def read_labelled(path: Path, labels: Tensor, classes: Sequence[str]) -> Tensor:
+def read_labelled(
+    path: Path, labels: Tensor, classes: Sequence[str], names: Sequence[str] | None = None
+) -> Tensor:
     """Read what `write_labelled` wrote.
 
     Args:
         path: of the file.
         labels: (N,) int64, the true labels of the training samples.
         classes: names of the classes.
+        names: files of the samples.
 
     Returns:
         (N,) bool.
@@ -245,7 +248,7 @@ def read_labelled(path: Path, labels: Tensor, classes: Sequence[str]) -> Tensor:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        found = [(int(row["index"]), row["class"]) for row in rows]
+        found = [(int(row["index"]), row["class"], row.get("file")) for row in rows]
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", where=where, instead="labelled.csv of a run"
@@ -255,12 +258,18 @@ def read_labelled(path: Path, labels: Tensor, classes: Sequence[str]) -> Tensor:
             f"{path} has no columns index and class", where=where, instead="labelled.csv of a run"
         ) from error
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for index, name in found:
+    for index, name, file_name in found:
         if not 0 <= index < len(labels) or labels[index] < 0 or classes[int(labels[index])] != name:
             raise DataError(
                 f"{path} was written for other data: training sample {index} is not of class {name!r} here",
                 where=where,
                 instead="labelled.csv of a run on these data",
+            )
+        if names is not None and file_name and names[index] != file_name:
+            raise DataError(
+                f"{path} was written for other data: sample {index} is {names[index]} here, not {file_name}",
+                where=where,
+                instead="labelled.csv of a run on the same files",
             )
         chosen[index] = True
     if not found:

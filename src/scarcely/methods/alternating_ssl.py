@@ -125,9 +125,17 @@ class AlternatingSSL(ScarceLabels):
         )
 
     def _phase_one(self, cycle: int) -> dict[str, float]:
+        self._agree()
         size = self.trainer.train_dataloader.batch_size  # type: ignore[union-attr]
         labelled = self.fit_classifier(cycle, self._batches("labelled"), size)
         return {"phase_one/labelled_accuracy": labelled, **self._test("phase_one")}
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """Give all ranks the buffers of the first: those of BatchNorm come from a rank's own samples."""
+        if self.place.world_size > 1:
+            for buffer in [*self.backbone.buffers(), *self.head.parameters()]:
+                torch.distributed.broadcast(buffer, 0)
 
     def fit_classifier(self, cycle: int, labelled: Iterable[Batch], batch_size: int) -> float:
         """Train the classifier alone, on features that are computed once, without augmentation.
@@ -159,6 +167,7 @@ class AlternatingSSL(ScarceLabels):
                     loss.backward()
                     optimizer.step()
         self.head.load_state_dict(head.state_dict())
+        self._agree()  # features of several GPUs may round apart
         right, count = self.count_hits(head(features), labels).tolist()
         return right / count
 
@@ -236,7 +245,10 @@ class AlternatingSSL(ScarceLabels):
         """Return what phase one said in the first epoch of a cycle, and the accuracy after the last."""
         numbers, self._numbers = self._numbers, {}
         cycle, within, length = self.cycle_of(self.current_epoch)
-        last = self._test("phase_two") if within == length - 1 else {}
+        if within < length - 1:
+            return {"cycle": float(cycle), **numbers}
+        self._agree()
+        last = self._test("phase_two")
         return {"cycle": float(cycle), **numbers, **last}
 
     def on_train_epoch_end(self) -> None:

@@ -28,6 +28,7 @@ class ScarceLabels(Method):
     """
 
     scored = "pseudo/"
+    scored_role = "unlabelled"
     _hits: Tensor
 
     def __init__(

@@ -285,6 +285,23 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
             assert b[key] == same, key
 
 
+@pytest.mark.gpu
+def test_the_bank_lives_on_the_device(tmp_path):
+    config = compose("trainer.accelerator=gpu", base=BASE)
+    data = data_of(config)
+    places = set()
+    step = AlternatingSSL.training_step
+
+    def watched(method, batch, batch_idx):
+        places.update(tensor.device.type for tensor in method._bank.values())
+        return step(method, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AlternatingSSL, "training_step", watched)
+        stages.train(job_of(config, data), tmp_path, data, "cuda")
+    assert places == {"cuda"}
+
+
 def run(folder, *overrides: str) -> dict:
     config = compose(*overrides, f"run_dir={folder}", f"cache_dir={folder.parent / 'cache'}", base=BASE)
     return execute({**config, "command": ""}, folder.name)

@@ -18,8 +18,8 @@ from scarcely import checkpoints, stages, worker
 from scarcely.callbacks.history import read_rows
 from scarcely.config.check import check
 from scarcely.config.compose import compose_run
+from scarcely.job import Job
 from scarcely.methods.base import Method
-from scarcely.stages import Job
 
 # seven steps an epoch, each a few milliseconds
 TINY = (
@@ -140,7 +140,7 @@ def command_line(arguments: list[str]) -> int:
 
 
 def start_ranks(job: Job, folder: Path, env: dict[str, str] | None = None) -> list[Process]:
-    """Start the ranks of a stage as `stages.launch` does, but forked."""
+    """Start the ranks of a stage as `launch` does, but forked."""
     folder.mkdir(parents=True, exist_ok=True)
     worker.write_job(folder, job, "cpu", [])
     with socket.socket() as probe:

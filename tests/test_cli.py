@@ -582,7 +582,7 @@ def test_a_pretext_is_one_too(shell, newcomer, without_pictures):
 
 
 def test_a_changed_module_of_ones_own_does_not_find_the_old_stage(newcomer, tmp_path):
-    from scarcely.stages import foreign_digests
+    from scarcely.job import foreign_digests
 
     (path,) = tmp_path.glob("newcomer_*.py")
     stage = {"name": "pull", "before": ["pretext"], "optimizer": {"_target_": f"{path.stem}.Own", "lr": 0.1}}

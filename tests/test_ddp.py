@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scarcely import stages, worker
+from scarcely import launch, loggers, stages, worker
 from scarcely.callbacks.history import read_rows, write_rows
 from scarcely.errors import UserError
 from scarcely.evaluation import clustering_scores
@@ -181,7 +181,7 @@ def test_what_one_rank_says_is_raised_whatever_the_others_stumble_over(two_moons
     config, data = two_moons
     ranks = start_ranks(probing(config, data, fail_on_rank=1), tmp_path / "stage")
     assert ranks[1].wait() == 2, ranks[1].output
-    ranks[0].wait(stages.GRACE + 20)
+    ranks[0].wait(launch.GRACE + 20)
     for rank in ranks:
         assert "Traceback" not in rank.output
     with pytest.raises(UserError, match="this rank has had enough") as caught:
@@ -302,9 +302,9 @@ def test_rows_of_the_ranks_reach_the_loggers_of_the_run_once(tmp_path):
     folder, job = tmp_path, job_of(config, data_of(config))
     rows = [{"stage": "cluster", "epoch": e, "step": 10 * e, "loss": 1.0 - e / 10} for e in range(4)]
     logger = Recorder()
-    with stages.logging_to([logger]):
+    with loggers.logging_to([logger]):
         write_rows(folder / "metrics.csv", rows[:1])  # of before an interruption
-        forward = stages._forwarding(job, folder)
+        forward = launch._forwarding(job, folder)
         for count in (1, 2, 2, 4):
             write_rows(folder / "metrics.csv", rows[:count])
             forward()

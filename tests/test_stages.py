@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from scarcely import checkpoints, stages
+from scarcely import job as job_module
 from scarcely.callbacks.history import read_rows
 from scarcely.errors import CheckpointError, UserError
+from scarcely.job import Job
 from scarcely.methods.base import TrainingError
 from tests import runs
 from tests.runs import (
@@ -213,16 +215,16 @@ def test_what_does_not_shape_the_weights_is_not_in_the_key(config, data):
 )
 def test_a_changed_source_does_not_find_the_old_stage(config, data, tmp_path, monkeypatch, changed):
     copy = tmp_path / "scarcely"
-    source = Path(stages.__file__).parent
+    source = Path(job_module.__file__).parent
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(stages, "__file__", str(copy / "stages.py"))
+    monkeypatch.setattr(job_module, "__file__", str(copy / "job.py"))
     job, keys = job_of(config, data, 0), []
     for _ in range(2):
-        stages.source_digest.cache_clear()
+        job_module.source_digest.cache_clear()
         keys.append(key_of(job, data))
         (copy / changed).write_text((copy / changed).read_text() + "\n# another line\n")
     monkeypatch.undo()
-    stages.source_digest.cache_clear()
+    job_module.source_digest.cache_clear()
     assert keys[0] == key_of(job, data)
     assert keys[1] != keys[0]
 
@@ -369,7 +371,7 @@ def test_what_is_saved_rebuilds_the_network_without_running_code(split_run):
     for path in (root / "first" / "weights.pt", root / "first" / "last.ckpt"):
         checkpoints.load(path)  # weights_only
     content = checkpoints.load(root / "first" / "weights.pt")
-    method = stages.build_method(stages.Job(**content["job"]), tuple(content["input_shape"]), inherit=False)
+    method = stages.build_method(Job(**content["job"]), tuple(content["input_shape"]), inherit=False)
     method.load_state_dict(content["state_dict"])
     assert content["classes"] == [str(i) for i in range(10)]
 

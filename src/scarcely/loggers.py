@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
 
+_CURRENT: list[Any] = []
+
+
+@contextlib.contextmanager
+def logging_to(loggers: list[Any]) -> Iterator[None]:
+    """Send the scalars of all stages inside to these loggers."""
+    _CURRENT[:] = loggers
+    try:
+        yield
+    finally:
+        _CURRENT.clear()
+
+
+def current_loggers(rank: int = 0) -> list[Any]:
+    """Return the loggers of the run; none on the other ranks."""
+    return list(_CURRENT) if rank == 0 else []
+
+
 @contextlib.contextmanager
 def open_loggers(config: Mapping[str, Any], folder: Path) -> Iterator[list[Logger]]:
     """Open the loggers of a run, and finish them whatever happens.

@@ -39,6 +39,7 @@ def load_run(path: str) -> tuple[Any, dict[str, Any]]:
         CheckpointError: not the weights of a run of this project.
     """
     from scarcely import checkpoints, stages
+    from scarcely.job import Job
 
     found = checkpoints.find(path)
     content = checkpoints.load(found)
@@ -48,7 +49,7 @@ def load_run(path: str) -> tuple[Any, dict[str, Any]]:
             where="ckpt",
             instead="the folder of a finished run",
         )
-    job = stages.Job(**content["job"])
+    job = Job(**content["job"])
     method = stages.build_method(job, tuple(content["input_shape"]), inherit=False)
     method.load_state_dict(content["state_dict"])
     return method.eval(), content

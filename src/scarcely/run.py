@@ -19,7 +19,7 @@ from scarcely.config.compose import finalize, run_name, without_recipe
 from scarcely.config.signature import constant_of
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
 from scarcely.files import write_atomically
-from scarcely.loggers import open_loggers, send_results
+from scarcely.loggers import logging_to, open_loggers, send_results
 
 
 def run(
@@ -90,7 +90,7 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     with (
         folder.opened(config),
         open_loggers(config, folder.path) as loggers,
-        stages.logging_to(loggers),
+        logging_to(loggers),
     ):
         if data.scarce:
             data.write_labelled(folder.path / "labelled.csv")
@@ -238,7 +238,7 @@ def class_count(weights: Path) -> dict[str, Any]:
 
 
 def _jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]:
-    from scarcely.stages import Job
+    from scarcely.job import Job
 
     jobs = []
     inherited = config["ckpt"]
@@ -260,8 +260,8 @@ def _jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]
                 protocol=config["protocol"],
                 **own,
                 inherited=inherited,
-                whole=config["ckpt"] is not None
-                and config["refine"] is None,  # refined with a new classifier
+                named_by=start_of(config) if config["ckpt"] is not None else "pretext",
+                whole=config["ckpt"] is not None and config["refine"] is None,  # refined: a new classifier
                 min_matched=config["min_matched"],
                 key_map=config["key_map"] if inherited is not None else None,
                 fast=config["fast"],

@@ -1,24 +1,15 @@
-"""Train a stage: in this process or in several, once for all runs that need it."""
+"""Train a stage, once for all runs that need it."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import hashlib
-import json
 import logging
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 import pytorch_lightning as pl
@@ -26,167 +17,25 @@ import torch
 from hydra.utils import instantiate
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from scarcely import __version__, checkpoints
+from scarcely import checkpoints
 from scarcely.backbones.base import Backbone
-from scarcely.callbacks.history import History, Row, as_scalars, read_rows
+from scarcely.callbacks.history import History, Row, read_rows
 from scarcely.callbacks.keep import KeepWeights, kept_weights
 from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
 from scarcely.callbacks.snapshots import Snapshots
 from scarcely.config.schema import METHOD_KEYS
-from scarcely.config.signature import signature_of, source_of
+from scarcely.config.signature import signature_of
 from scarcely.data.module import DataModule
 from scarcely.errors import UserError
 from scarcely.files import remove_parts
+from scarcely.job import Job
+from scarcely.launch import launch
+from scarcely.loggers import current_loggers
 from scarcely.methods.base import Method, Place
 from scarcely.seeds import derive_seed
 
 FAST_BATCHES = 2
-SIZES = ("num_clusters", "num_classes", "num_known", "num_new")  # that the run knows once the data are read
-# keys of a method that say which stages there are and what data; what came of them is in the job
-RESOLVED = (
-    "name",
-    "stage",
-    "before",
-    "task",
-    "needs",
-    "by_kind",
-    "stages",
-    "protocol",
-    "discovery",
-    "scarce",
-    "refined",
-)
-GRACE = 3.0  # seconds that the other ranks get to say what went wrong, once one has failed
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that shapes a stage, as plain values: the ranks of a stage read it from a file.
-
-    Attributes:
-        name: of the stage.
-        method, backbone, data, trainer: their configuration.
-        seed: of the run.
-        protocol: which samples are trained on.
-        num_clusters, num_classes, num_known, num_new: sizes of the heads, as the constructor asks for them.
-        inherited: weights file that the backbone starts from, or None.
-        whole: the inherited weights are those of a whole method, head included.
-        min_matched: smallest share of the network that they must fill.
-        key_map: prefixes of their names, and what stands there in this network.
-        fast: two batches an epoch.
-        eval_every: epochs between scores.
-        snapshots: unlabelled samples whose features are kept while the stage trains, for a picture.
-    """
-
-    name: str
-    method: dict[str, Any]
-    backbone: dict[str, Any]
-    data: dict[str, Any]
-    trainer: dict[str, Any]
-    seed: int
-    protocol: Literal["all", "split"]
-    num_clusters: int
-    num_classes: int
-    num_known: int = 0
-    num_new: int = 0
-    inherited: str | None = None
-    whole: bool = False
-    min_matched: float = 0.5
-    key_map: dict[str, str] | None = None
-    fast: bool = False
-    eval_every: int | None = None
-    snapshots: int = 0
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the stage."""
-        return int(self.method.get("epochs", 0))
-
-    @property
-    def role(self) -> Any:
-        """Pool of samples that the stage trains on."""
-        return self.method.get("role", "train")
-
-    @property
-    def keep(self) -> list[int]:
-        """Epochs after which the weights are kept, beside those after the last."""
-        return sorted(set(self.method.get("keep") or ()))
-
-    @property
-    def task(self) -> str:
-        """What the stage is for, as its YAML says."""
-        return str(self.method.get("task", ""))
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The sizes that the method's constructor asks for."""
-        wanted = signature_of(self.method["_target_"]).parameters
-        return {size: getattr(self, size) for size in SIZES if size in wanted}
-
-    def key(
-        self, fingerprint: str, inherited_key: str, accelerator: str, chosen_by: Sequence[str] = ()
-    ) -> str:
-        """Return the hash of everything that shapes the trained weights.
-
-        Args:
-            fingerprint: of the samples that the stage is trained on.
-            inherited_key: of the stage before, or of a checkpoint.
-            accelerator: ``cuda`` or ``cpu``.
-            chosen_by: settings of the data that only choose samples, which the fingerprint tells.
-        """
-        content = {k: v for k, v in asdict(self).items() if k not in SIZES} | self.sizes
-        for irrelevant in ("inherited", "min_matched", "snapshots", "eval_every"):
-            content.pop(irrelevant)
-        arguments = signature_of(self.method["_target_"]).parameters
-        content["method"] = {k: v for k, v in self.method.items() if k not in RESOLVED or k in arguments}
-        content["method"].pop("keep", None)
-        content |= {"keep": self.keep} if self.keep else {}  # a stage without these files is another one
-        elsewhere = ("root", "labelled", "unlabelled", "resident", "cache_dir", "workers", "download")
-        content["data"] = {k: v for k, v in self.data.items() if k not in (*elsewhere, *chosen_by)}
-        for how in ("log_every", "accelerator"):  # of the accelerator it matters what was found
-            content["trainer"].pop(how)
-        content |= {
-            "fingerprint": fingerprint,
-            "inherited": inherited_key,
-            "accelerator": accelerator,
-            "torch": torch.__version__,
-            "code": source_digest(),
-            **foreign_digests([self.method, self.backbone, self.data]),
-        }
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-@lru_cache(maxsize=1)
-def source_digest() -> str:
-    """Return a hash of the code that training depends on: a changed loss must not find an old stage."""
-    here = Path(__file__).parent
-    digest = hashlib.blake2b(__version__.encode(), digest_size=8)
-    parts = (
-        "backbones/*.py",
-        "data/*.py",
-        "functional/*.py",
-        "methods/*.py",
-        "stages.py",
-        "seeds.py",
-        "checkpoints.py",
-    )
-    for path in (path for part in parts for path in sorted(here.glob(part))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def foreign_digests(values: Any) -> dict[str, str]:
-    """Return a hash of each module outside of this package that a configuration takes a class from."""
-    if isinstance(values, list):
-        return {k: v for value in values for k, v in foreign_digests(value).items()}
-    if not isinstance(values, dict):
-        return {}
-    target = str(values.get("_target_", "scarcely."))
-    path = None if target.startswith("scarcely.") else source_of(target)
-    own = {} if path is None else {target: hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}
-    return own | foreign_digests(list(values.values()))
 
 
 @dataclass
@@ -299,7 +148,7 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
         source = Path(job.inherited)
         tensors = checkpoints.tensors_of(checkpoints.load(checkpoints.find(source)))
         tensors = checkpoints.renamed(tensors, job.key_map or {}, str(source))
-        where = "ckpt" if job.whole else "pretext"
+        where = job.named_by
         network = method.backbone
         found = checkpoints.fill(network, tensors, source=str(source), least=job.min_matched, where=where)
         if job.whole:  # the head too, where it is the same
@@ -422,7 +271,7 @@ def train(
             callbacks=callbacks,
             # ours are the processes, also in a job of a cluster whose variables Lightning would follow
             plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
-            logger=current_loggers(rank),
+            logger=current_loggers(rank) or False,
             enable_checkpointing=True,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -453,24 +302,6 @@ def weights_of(job: Job, method: Method, data: DataModule, seconds: float, epoch
         "epochs": epochs,
         "arrays": method.arrays(),
     }
-
-
-_LOGGERS: list[Any] = []
-
-
-@contextlib.contextmanager
-def logging_to(loggers: list[Any]) -> Iterator[None]:
-    """Send the scalars of all stages inside to these loggers."""
-    _LOGGERS[:] = loggers
-    try:
-        yield
-    finally:
-        _LOGGERS.clear()
-
-
-def current_loggers(rank: int) -> list[Any] | bool:
-    """Return the loggers of the run; none on the other ranks."""
-    return list(_LOGGERS) if _LOGGERS and rank == 0 else False
 
 
 def run_stage(
@@ -531,91 +362,6 @@ def cached_stage(
 def _is_finished(job: Job, folder: Path) -> bool:
     kept = (kept_weights(folder, epoch) for epoch in job.keep)
     return all(path.is_file() for path in (folder / "weights.pt", *kept))
-
-
-def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None:
-    """Start one process a device for a stage and wait for all of them.
-
-    Each rank is told everything by a file; none composes the configuration, chooses a folder or
-    takes a lock of its own. They die with this process.
-
-    Raises:
-        UserError: what a rank raised, if the user can mend it.
-    """
-    from scarcely import worker
-
-    worker.write_job(folder, job, accelerator, earlier)
-    world = job.trainer["devices"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    try:
-        for rank in range(world):
-            env = os.environ | worker.environment(rank, world, port)
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
-            command = [sys.executable, "-m", "scarcely.worker", str(folder)]
-            processes.append(subprocess.Popen(command, env=env, preexec_fn=_tied_to_this_process()))
-        failed = _wait(processes, _forwarding(job, folder))
-    finally:
-        for process in processes:  # at once: a rank without the others would wait for them
-            process.kill()
-            process.wait()
-    if failed is not None:
-        worker.raise_error(folder, world, job.name)
-
-
-def _wait(processes: list[subprocess.Popen[bytes]], forward: Callable[[], None]) -> int | None:
-    """Return the rank that failed first, or None."""
-    sent = time.monotonic()
-    while True:
-        codes = [p.poll() for p in processes]
-        failed = next((rank for rank, code in enumerate(codes) if code not in (None, 0)), None)
-        if failed is not None:
-            # what it tripped over may have come from another, which is about to say so
-            until = time.monotonic() + GRACE
-            while time.monotonic() < until and any(p.poll() is None for p in processes):
-                time.sleep(0.05)
-            return failed
-        if time.monotonic() - sent > 2 or all(code == 0 for code in codes):
-            forward()
-            sent = time.monotonic()
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(0.1)
-
-
-def _forwarding(job: Job, folder: Path) -> Callable[[], None]:
-    """Return what sends new rows to the loggers: they are open in this process, not in the ranks."""
-    sent = len(read_rows(folder / "metrics.csv"))
-
-    def forward() -> None:
-        nonlocal sent
-        rows = read_rows(folder / "metrics.csv") if _LOGGERS else []
-        for row in rows[sent:]:
-            for logger in _LOGGERS:
-                logger.log_metrics(as_scalars(row), step=row["step"])
-        sent = max(sent, len(rows))
-
-    return forward
-
-
-def _tied_to_this_process() -> Callable[[], None]:
-    """Return what a child does first: it dies with its parent (Linux) and leaves Ctrl-C to it.
-
-    Without that, the ranks of a killed run would go on writing into its folder.
-    """
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # not after the fork: it takes locks
-
-    def tie() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if libc is not None:
-            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-            if os.getppid() != parent:  # it died before that
-                os._exit(1)
-
-    return tie
 
 
 def quiet() -> None:

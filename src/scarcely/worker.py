@@ -1,4 +1,4 @@
-"""One rank of a stage: ``python -m scarcely.worker FOLDER``, started by `scarcely.stages.launch`."""
+"""One rank of a stage: ``python -m scarcely.worker FOLDER``, started by `scarcely.launch`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scarcely.errors import UserError
 
 if TYPE_CHECKING:
-    from scarcely.stages import Job
+    from scarcely.job import Job
 
 JOB_FILE = "job.json"
 
@@ -66,7 +66,8 @@ def main(folder: Path) -> int:
     try:
         from hydra.utils import instantiate
 
-        from scarcely.stages import Job, train
+        from scarcely.job import Job
+        from scarcely.stages import train
 
         content = json.loads((folder / JOB_FILE).read_text())
         job = Job(**content["job"])

@@ -13,6 +13,7 @@ from scarcely import checkpoints, stages
 from scarcely.callbacks.history import read_rows
 from scarcely.callbacks.snapshots import Snapshots
 from scarcely.data.loader import DeviceLoader
+from scarcely.job import Job
 from tests.runs import (
     compose,
     data_of,
@@ -183,4 +184,4 @@ def test_old_weights_files_rebuild_their_network(trained):
     job, _, folder = trained
     content = checkpoints.load(folder / "weights.pt")
     del content["job"]["snapshots"]
-    assert stages.Job(**content["job"]) == replace(job, snapshots=0)
+    assert Job(**content["job"]) == replace(job, snapshots=0)

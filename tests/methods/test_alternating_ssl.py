@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from scarcely import checkpoints, stages
 from scarcely.callbacks.history import read_rows
 from scarcely.errors import CheckpointError, ConfigError
+from scarcely.job import Job
 from scarcely.methods.alternating_ssl import AlternatingSSL
 from scarcely.run import execute
 from tests.runs import (
@@ -273,8 +274,8 @@ def test_two_processes_train_what_one_trains(data, tmp_path):
     """Frozen in eval mode: BatchNorm's statistics are otherwise those of a rank's own samples."""
     one = job(data=data)
     method = {**one.method, "freeze": 4, "frozen_bn": "eval"}
-    one = stages.Job(**{**vars(one), "method": method})
-    two = stages.Job(**{**vars(one), "trainer": {**one.trainer, "devices": 2}})
+    one = Job(**{**vars(one), "method": method})
+    two = Job(**{**vars(one), "trainer": {**one.trainer, "devices": 2}})
     train_here(one, tmp_path / "one", data)
     for process in start_ranks(two, tmp_path / "two"):
         assert process.wait() == 0, process.output
@@ -349,7 +350,7 @@ def test_a_run_and_its_refinement(tmp_path, monkeypatch):
     method = stages.build_method(mapped, data.input_shape)
     assert equal(method.state_dict(), given) == set(given)
     with pytest.raises(CheckpointError, match=r"no weight of .* begins with model"):
-        stages.build_method(stages.Job(**{**vars(mapped), "key_map": {"model": ""}}), data.input_shape)
+        stages.build_method(Job(**{**vars(mapped), "key_map": {"model": ""}}), data.input_shape)
     with pytest.raises(CheckpointError, match="another network"):
         run(tmp_path / "third", f"refine={tmp_path / 'first'}", "backbone.num_features=8", "backbone.width=6")
 

@@ -15,6 +15,7 @@ from scarcely.backbones.small import MLP
 from scarcely.callbacks.history import read_rows
 from scarcely.data.loader import Batch
 from scarcely.errors import ConfigError
+from scarcely.job import Job
 from scarcely.methods.base import Place
 from scarcely.methods.dtc import DTC, principal_axes
 from scarcely.methods.optimizer import Optimizer
@@ -215,8 +216,8 @@ def test_two_processes_train_what_one_trains(run, tmp_path):
     """BatchNorm's statistics are those of a rank's own samples: a frozen backbone in eval mode."""
     _, data, jobs, _ = run
     method = {**jobs[-1].method, "freeze": 4, "frozen_bn": "eval"}
-    one = stages.Job(**{**vars(jobs[-1]), "method": method})
-    two = stages.Job(**{**vars(one), "trainer": {**one.trainer, "devices": 2}})
+    one = Job(**{**vars(jobs[-1]), "method": method})
+    two = Job(**{**vars(one), "trainer": {**one.trainer, "devices": 2}})
     train_here(one, tmp_path / "one", data)
     for process in start_ranks(two, tmp_path / "two"):
         assert process.wait() == 0, process.output

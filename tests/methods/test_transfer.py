@@ -13,6 +13,7 @@ from scarcely.callbacks.history import read_rows
 from scarcely.config.compose import compose_run
 from scarcely.data.loader import Batch
 from scarcely.errors import CheckpointError, ConfigError
+from scarcely.job import Job
 from scarcely.methods.kcl import KCL
 from scarcely.methods.mcl import MCL
 from scarcely.methods.optimizer import Optimizer
@@ -215,8 +216,8 @@ def test_two_processes_train_what_one_trains(run, tmp_path):
     sgd = {**jobs[-1].method["optimizer"], "name": "sgd", "lr": 0.1}
     fixed = {"freeze": 4, "frozen_bn": "eval", "optimizer": sgd}
     two = {**jobs[-1].trainer, "devices": 2}
-    one = stages.Job(**{**vars(jobs[-1]), "method": {**jobs[-1].method, **fixed}})
-    many = stages.Job(**{**vars(one), "method": {**one.method, "pairs": "global"}, "trainer": two})
+    one = Job(**{**vars(jobs[-1]), "method": {**jobs[-1].method, **fixed}})
+    many = Job(**{**vars(one), "method": {**one.method, "pairs": "global"}, "trainer": two})
     train_here(one, tmp_path / "one", data)
     for process in start_ranks(many, tmp_path / "two"):
         assert process.wait() == 0, process.output

@@ -18,6 +18,7 @@ from scarcely.bench.step import OurStep, last_job
 from scarcely.callbacks.history import read_rows
 from scarcely.config.compose import compose_run
 from scarcely.data.module import DataModule
+from scarcely.job import Job
 from scarcely.methods.base import Place
 from scarcely.methods.lsdc import LSDC
 
@@ -75,14 +76,14 @@ def note_epochs(data: DataModule, clock: Callable[[], float]) -> list[float]:
     return begun
 
 
-def train_by_lightning(job: stages.Job, data: DataModule, accelerator: str) -> float:
+def train_by_lightning(job: Job, data: DataModule, accelerator: str) -> float:
     """Train a stage as a run does, scored in its last epoch alone; return the loss of the first."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         stages.train(job, Path(folder), data, accelerator)
         return read_rows(Path(folder) / "metrics.csv")[0]["loss"]
 
 
-def train_by_loop(job: stages.Job, data: DataModule, accelerator: str) -> float:
+def train_by_loop(job: Job, data: DataModule, accelerator: str) -> float:
     """Take the same steps, but for the last epoch, in a loop; return the loss of the first."""
     method = cast(LSDC, stages.build_method(job, data.input_shape).to(accelerator))
     method.place = Place(job.seed, job.name, job.epochs)

@@ -17,8 +17,9 @@ from scarcely.bench.rows import Row, Settings, apart, endless, require_agreement
 from scarcely.config.compose import compose_run
 from scarcely.data.loader import Batch
 from scarcely.functional.compose import draw_ricap
+from scarcely.job import Job
 from scarcely.methods.lsdc import LSDC
-from scarcely.stages import Job, build_method
+from scarcely.stages import build_method
 
 
 def measure(settings: Settings, threads: int) -> list[Row]:

@@ -102,7 +102,7 @@ class AlternatingSSL(ScarceLabels):
         cycle, within, _ = self.cycle_of(self.current_epoch)
         self._bank = {name: tensor.to(self.device) for name, tensor in self._bank.items()}
         if within == 0:
-            self._numbers = self._phase_one(cycle) | self.assign_labels(cycle)
+            self._numbers = self._phase_one(cycle) | self._test("phase_one") | self.assign_labels(cycle)
             if self.restart:
                 self.load_state_dict(self._prepared)
             for optimizer in self.trainer.optimizers:
@@ -128,7 +128,7 @@ class AlternatingSSL(ScarceLabels):
         self._agree()
         size = self.trainer.train_dataloader.batch_size  # type: ignore[union-attr]
         labelled = self.fit_classifier(cycle, self._batches("labelled"), size)
-        return {"phase_one/labelled_accuracy": labelled, **self._test("phase_one")}
+        return {"phase_one/labelled_accuracy": labelled}
 
     @torch.no_grad()
     def _agree(self) -> None:

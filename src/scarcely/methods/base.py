@@ -212,6 +212,16 @@ class Method(pl.LightningModule):
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
+    def mean_of_all(self, total: Tensor, count: Tensor) -> Tensor:
+        """Return total / count so that DDP's mean over the ranks is the mean over all their samples.
+
+        Args:
+            total: scalar, the sum of this rank.
+            count: scalar, the number of its samples; 0 everywhere gives 0.
+        """
+        counts = self.gather(count.reshape(1).to(total.dtype))
+        return total * self.place.world_size / counts.sum().clamp(min=1)
+
     def record(self, scalars: dict[str, Tensor]) -> None:
         """Keep the scalars of this step on the device; they are read once an epoch or every n steps."""
         if not self._names:

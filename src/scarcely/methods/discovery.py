@@ -60,16 +60,6 @@ class Discovery(Method):
             hidden = (batch.labels - self.num_known).clamp(min=-1)
             self.metric.update(self(batch.views[0]), hidden)
 
-    def mean_of_all(self, total: Tensor, count: Tensor) -> Tensor:
-        """Return total / count so that DDP's mean over the ranks is the mean over all their samples.
-
-        Args:
-            total: scalar, the sum of this rank.
-            count: scalar, the number of its samples; 0 everywhere gives 0.
-        """
-        counts = self.gather(count.reshape(1).to(total.dtype))
-        return total * self.place.world_size / counts.sum().clamp(min=1)
-
 
 def unlabelled_only(features: Tensor, new: Tensor) -> Tensor:
     """Return features (N, D) in which labelled samples are NaN: no labeler connects those to another."""

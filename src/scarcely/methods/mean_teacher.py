@@ -11,14 +11,13 @@ from torch import Tensor
 
 from scarcely.backbones.base import Backbone
 from scarcely.data.loader import Batch
-from scarcely.functional.ramp import sigmoid_rampup
-from scarcely.functional.scarce import average_decay, consistency_mse, labelled_cross_entropy
+from scarcely.functional.scarce import average_decay
 from scarcely.methods.optimizer import Optimizer
-from scarcely.methods.scarce import ScarceLabels
+from scarcely.methods.scarce import Consistency
 from scarcely.spec import Literal, NonNegative, PositiveInt, UnitInterval
 
 
-class MeanTeacher(ScarceLabels):
+class MeanTeacher(Consistency):
     """Few labelled samples by cross-entropy, all samples by consistency with the teacher.
 
     ``backbone`` and ``head`` are the teacher: what predicts, is handed on and is refined. The student,
@@ -36,8 +35,6 @@ class MeanTeacher(ScarceLabels):
         frozen_bn: mode of frozen BatchNorm layers.
     """
 
-    views = 2
-
     def __init__(
         self,
         backbone: Backbone,
@@ -50,9 +47,10 @@ class MeanTeacher(ScarceLabels):
         freeze: int | str = 0,
         frozen_bn: Literal["train", "eval"] = "train",
     ) -> None:
-        super().__init__(backbone, num_classes, optimizer, freeze, frozen_bn)
-        self.consistency, self.rampup, self.decay = consistency, rampup, decay
-        self.labelled_batch_size = labelled_batch_size
+        super().__init__(
+            backbone, num_classes, optimizer, consistency, rampup, labelled_batch_size, freeze, frozen_bn
+        )
+        self.decay = decay
         self.student, self.student_head = copy.deepcopy(backbone), copy.deepcopy(self.head)
         backbone.requires_grad_(False)
         self.head.requires_grad_(False)
@@ -69,16 +67,7 @@ class MeanTeacher(ScarceLabels):
         scores = self.student_head(self.student(x))
         with torch.no_grad():  # in train mode, as the student: with the statistics of its own batch
             taught = self.head(self.backbone(x2))
-        labelled = labelled_cross_entropy(scores, batch.labels)
-        consistency = consistency_mse(scores, taught)
-        loss = labelled + self.weight * consistency
-        self.record({"loss": loss, "loss/labelled": labelled, "loss/consistency": consistency})
-        return loss
-
-    @property
-    def weight(self) -> float:
-        """Weight of the consistency in this epoch."""
-        return self.consistency * sigmoid_rampup(self.current_epoch, self.rampup)
+        return self.loss(scores, taught, batch.labels)
 
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -87,7 +76,3 @@ class MeanTeacher(ScarceLabels):
         teacher: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
         student: list[Tensor] = [*self.student.parameters(), *self.student_head.parameters()]
         torch._foreach_lerp_(teacher, student, toward)
-
-    def epoch_metrics(self) -> dict[str, float]:
-        """Return the weight of the consistency."""
-        return {"rampup": self.weight}

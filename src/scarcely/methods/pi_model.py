@@ -6,14 +6,12 @@ from torch import Tensor
 
 from scarcely.backbones.base import Backbone
 from scarcely.data.loader import Batch
-from scarcely.functional.ramp import sigmoid_rampup
-from scarcely.functional.scarce import consistency_mse, labelled_cross_entropy
 from scarcely.methods.optimizer import Optimizer
-from scarcely.methods.scarce import ScarceLabels
+from scarcely.methods.scarce import Consistency
 from scarcely.spec import Literal, NonNegative, PositiveInt
 
 
-class PiModel(ScarceLabels):
+class PiModel(Consistency):
     """Few labelled samples by cross-entropy, all samples by the consistency of two views.
 
     Args:
@@ -27,8 +25,6 @@ class PiModel(ScarceLabels):
         frozen_bn: mode of frozen BatchNorm layers.
     """
 
-    views = 2
-
     def __init__(
         self,
         backbone: Backbone,
@@ -40,24 +36,11 @@ class PiModel(ScarceLabels):
         freeze: int | str = 0,
         frozen_bn: Literal["train", "eval"] = "train",
     ) -> None:
-        super().__init__(backbone, num_classes, optimizer, freeze, frozen_bn)
-        self.consistency, self.rampup = consistency, rampup
-        self.labelled_batch_size = labelled_batch_size
+        super().__init__(
+            backbone, num_classes, optimizer, consistency, rampup, labelled_batch_size, freeze, frozen_bn
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the cross-entropy of the labelled samples and the consistency of all of them."""
         scores, other = (self(view) for view in batch.views)
-        labelled = labelled_cross_entropy(scores, batch.labels)
-        consistency = consistency_mse(scores, other)
-        loss = labelled + self.weight * consistency
-        self.record({"loss": loss, "loss/labelled": labelled, "loss/consistency": consistency})
-        return loss
-
-    @property
-    def weight(self) -> float:
-        """Weight of the consistency in this epoch."""
-        return self.consistency * sigmoid_rampup(self.current_epoch, self.rampup)
-
-    def epoch_metrics(self) -> dict[str, float]:
-        """Return the weight of the consistency."""
-        return {"rampup": self.weight}
+        return self.loss(scores, other, batch.labels)

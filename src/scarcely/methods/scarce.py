@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from scarcely.backbones.base import Backbone
 from scarcely.data.augment import Augmentation
 from scarcely.data.loader import Batch
+from scarcely.functional.ramp import sigmoid_rampup
+from scarcely.functional.scarce import consistency_mse, labelled_cross_entropy
 from scarcely.methods.base import Method
 from scarcely.methods.optimizer import Optimizer
-from scarcely.spec import Literal
+from scarcely.spec import Literal, NonNegative, PositiveInt
 
 
 class ScarceLabels(Method):
@@ -80,3 +82,58 @@ class ScarceLabels(Method):
             return values
         reduced: Any = self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
         return reduced
+
+
+class Consistency(ScarceLabels):
+    """Few labelled samples by cross-entropy, and two predictions of every sample that shall agree.
+
+    Args:
+        backbone: the network.
+        num_classes: K.
+        optimizer: optimizer and schedule.
+        consistency: largest weight of the consistency loss.
+        rampup: epochs until it is reached.
+        labelled_batch_size: labelled samples in each batch; an epoch goes once through the others.
+        freeze: last block that is not trained.
+        frozen_bn: mode of frozen BatchNorm layers.
+    """
+
+    views = 2
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        optimizer: Optimizer,
+        consistency: NonNegative = 100.0,
+        rampup: NonNegative = 5,
+        labelled_batch_size: PositiveInt | None = 31,
+        freeze: int | str = 0,
+        frozen_bn: Literal["train", "eval"] = "train",
+    ) -> None:
+        super().__init__(backbone, num_classes, optimizer, freeze, frozen_bn)
+        self.consistency, self.rampup = consistency, rampup
+        self.labelled_batch_size = labelled_batch_size
+
+    @property
+    def weight(self) -> float:
+        """Weight of the consistency in this epoch."""
+        return self.consistency * sigmoid_rampup(self.current_epoch, self.rampup)
+
+    def loss(self, scores: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of the labelled samples and the weighted consistency of all; record both.
+
+        Args:
+            scores, other: (N, K), two predictions of the same samples; the first learns the labels.
+            labels: (N,) int64, -1 where hidden.
+        """
+        known = (labels >= 0).sum()
+        labelled = self.mean_of_all(labelled_cross_entropy(scores, labels) * known, known)
+        consistency = consistency_mse(scores, other)
+        loss = labelled + self.weight * consistency
+        self.record({"loss": loss, "loss/labelled": labelled, "loss/consistency": consistency})
+        return loss
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the weight of the consistency."""
+        return {"rampup": self.weight}

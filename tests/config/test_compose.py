@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from scarcely.config import paths
+from scarcely.config import compose, paths
 from scarcely.config.check import check
 from scarcely.config.compose import compose_run, run_name, without_recipe
 from scarcely.config.help import options_of
@@ -477,3 +478,18 @@ def test_every_setting_has_its_reason():
         for line in lines:
             if re.match(r" *\w+:", line) and not structure.match(line):
                 assert "  # " in line, f"{path.name}: {line}"
+
+
+def test_an_experiment_may_say_what_few_labels_or_a_refinement_would_set(tmp_path, monkeypatch):
+    conf = tmp_path / "conf"
+    shutil.copytree(compose.conf_dir(), conf)
+    (conf / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /method: alternating_ssl\n  - _self_\n"
+        "method: {split: 0.5}\n"
+    )
+    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
+    few = ["data.labels_per_class=5", "refine=x"]
+    assert compose.compose_run(["experiment=mine", *few])["method"]["split"] == 0.5
+    assert compose.compose_run(["experiment=mine", "method.split=0.9", *few])["method"]["split"] == 0.9
+    refined = compose.compose_run(["method=alternating_ssl", *few])["method"]
+    assert (refined["split"], refined["labels"]) == (1.0, "soft")

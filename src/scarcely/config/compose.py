@@ -64,14 +64,13 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     method = config["method"]
     if not isinstance(method, dict):
         raise ConfigError(f"method = {method!r} is no method", where="method", instead="method=lsdc")
+    own = _said_of_method(given, choices)
     if _discovers(config["data"]):
-        other = method.get("discovery") or {}
-        method |= {key: value for key, value in other.items() if f"method.{key}" not in given}
+        method |= {k: v for k, v in (method.get("discovery") or {}).items() if k not in own}
     if _scarce(config["data"]):
-        other = method.get("scarce") or {}
-        method |= {key: value for key, value in other.items() if f"method.{key}" not in given}
+        method |= {k: v for k, v in (method.get("scarce") or {}).items() if k not in own}
     if config.get("refine") is not None:
-        method |= {k: v for k, v in _refined(config).items() if f"method.{k}" not in given}
+        method |= {k: v for k, v in _refined(config).items() if k not in own}
         config["ckpt"] = config["refine"]
     if config.get("protocol") is None:
         config["protocol"] = method.get("protocol", "split" if _scarce(config["data"]) else "all")
@@ -94,6 +93,14 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
             inherits = config["ckpt"] or any(map(gives_weights, config["plan"][:i]))
             stage["method"]["freeze"] = _freeze(stage["method"], config) if inherits else 0
     return config
+
+
+def _said_of_method(given: Mapping[str, str], choices: Mapping[str, Any]) -> set[str]:
+    """Return the settings of the method that the command line or the experiment gives."""
+    said = {key.split(".")[1] for key in given if key.startswith("method.")}
+    if choices.get("experiment"):
+        said |= set(load(f"experiment/{choices['experiment']}").config.get("method") or {})
+    return said
 
 
 def _discovers(data: Any) -> bool:

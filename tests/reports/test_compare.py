@@ -12,8 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from scarcely.reports import compare
-from scarcely.reports.compare import collect, curve, find_runs, main, notes, table_of
+from scarcely.reports import runs as runs_module
+from scarcely.reports.compare import main
+from scarcely.reports.curve import collect, curve, notes, table_of
+from scarcely.reports.runs import find_runs
 from tests.reports.runs import discovery_run
 
 
@@ -99,7 +101,9 @@ def test_words_stand_side_by_side_with_no_line_between(tmp_path):
 def test_a_path_of_ours_is_named_by_its_last_word(runs):
     points = collect(find_runs([str(runs)]), "method.labeler", "new/acc", "method.labeler._target_")
     assert (
-        {compare.shown(p.x) for p in points} == {compare.shown(p.line) for p in points} == {"rank_adjacency"}
+        {runs_module.shown(p.x) for p in points}
+        == {runs_module.shown(p.line) for p in points}
+        == {"rank_adjacency"}
     )
 
 
@@ -216,7 +220,7 @@ def discovered(folder, incremental):
 
 def test_embeddings_of_two_runs_are_named_by_what_they_differ_in(tmp_path, monkeypatch):
     runs = [discovered(tmp_path / str(i), bool(i)) for i in (0, 1)]
-    assert compare.names_of(find_runs(map(str, runs))) == [
+    assert runs_module.names_of(find_runs(map(str, runs))) == [
         *("method.incremental = false", "method.incremental = true")
     ]
     out = tmp_path / "both.png"
@@ -233,4 +237,4 @@ def test_an_embedding_needs_features(tmp_path, capsys):
 
 def test_runs_alike_in_all_settings_are_named_by_their_folders(tmp_path):
     runs = [write(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
-    assert compare.names_of(find_runs(map(str, runs))) == ["a", "b"]
+    assert runs_module.names_of(find_runs(map(str, runs))) == ["a", "b"]

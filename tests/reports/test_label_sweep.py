@@ -15,8 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from scarcely.reports import label_sweep
-from scarcely.reports.compare import find_runs, main
+from scarcely.reports.compare import main
 from scarcely.reports.label_sweep import ALL, collect, draw, labels_of, markdown, name_of, print_table
+from scarcely.reports.runs import find_runs
 
 
 def write(

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from scarcely.errors import DataError
 from scarcely.reports import table
-from scarcely.reports.compare import Point, Run, notes_on, read_run
 from scarcely.reports.figures import style
+from scarcely.reports.runs import Point, Run, notes_on, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
-    from rich.table import Table as RichTable
 
 METRIC = "test/accuracy"
-_WIDE = 400  # letters, more than any table has
 ALL = math.inf  # labels per class of a run that is supervised by all of them
 # Settings in which the runs of one cell may differ: which samples are labelled, and what the row is named by.
 _APART = ("data.labels_seed", "data.labels_file", "ckpt", "refine", "pretext")
@@ -87,7 +85,7 @@ def collect(runs: Sequence[Run]) -> list[Point]:
     """Group the test errors of runs by method and number of labels.
 
     Args:
-        runs: from `compare.find_runs`; those without a test accuracy or a number of labels are left out.
+        runs: from `find_runs`; those without a test accuracy or a number of labels are left out.
 
     Returns:
         Points, ``line`` the name of the method and ``x`` the labels per class, `ALL` behind all numbers;
@@ -122,7 +120,7 @@ def collect(runs: Sequence[Run]) -> list[Point]:
 
 
 def notes(runs: Sequence[Run], points: Sequence[Point]) -> list[str]:
-    """Return what should be known before the figure is believed, as `compare.notes`."""
+    """Return what should be known before the figure is believed."""
     lacking = f"they have no {METRIC}, or it is not known how many labels of each class they had"
     return notes_on(runs, points, _APART, lacking)
 
@@ -130,16 +128,12 @@ def notes(runs: Sequence[Run], points: Sequence[Point]) -> list[str]:
 def _grid(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """Return the head of the table and its rows: test error in percent, by labels per class."""
     counts = sorted({point.x for point in points})
-    cells = {(point.line, point.x): _cell(point.values) for point in points}
+    cells = {(point.line, point.x): table.cell(point.values) for point in points}
     rows = [
         [line, *(cells.get((line, count), "–") for count in counts)]
         for line in dict.fromkeys(point.line for point in points)
     ]
     return ["method", *map(_count, counts)], rows
-
-
-def _cell(values: Sequence[float]) -> str:
-    return f"{table.mean_std(values)} ({len(values)} run{'' if len(values) == 1 else 's'})"
 
 
 def _count(labels: float) -> str:
@@ -157,31 +151,7 @@ def print_table(points: Sequence[Point], console: Console | None = None) -> None
         points: from `collect`.
         console: where to; standard output if not given, at any width where that is no terminal.
     """
-    from rich.console import Console
-
-    if console is None:
-        console = Console()
-        console = console if console.is_terminal else Console(width=_WIDE)
-    grid = _rich(points, narrow=False)
-    if console.measure(grid, options=console.options.update(max_width=_WIDE)).maximum > console.width:
-        grid = _rich(points, narrow=True)
-    console.print(grid)
-
-
-def _rich(points: Sequence[Point], *, narrow: bool) -> RichTable:
-    from rich.table import Table
-    from rich.text import Text
-
-    head, rows = _grid(points)
-    grid = Table(title=Text(_title(points), style="bold"), title_justify="left")
-    grid.add_column(head[0], overflow="fold")
-    for count in head[1:]:
-        grid.add_column(count, justify="right")
-    for name, *cells in rows:
-        if narrow:  # a line break where it is read best
-            cells = [cell.replace(" (", "\n(").replace("± ", "±") for cell in cells]
-        grid.add_row(Text(name), *cells)
-    return grid
+    table.print_grid(_title(points), *_grid(points), console)
 
 
 def markdown(points: Sequence[Point]) -> str:

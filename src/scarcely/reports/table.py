@@ -13,6 +13,9 @@ from scarcely.reports.evidence import Evidence
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+_WIDE = 400  # letters, more than any table has
 
 # What a run is judged by, and how it is called; 1-METRIC is what is left of it.
 _HEADLINE = {
@@ -481,3 +484,45 @@ def _natural(text: str) -> tuple[bool, float, str]:
 
 def _markdown_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+
+def cell(values: Sequence[float]) -> str:
+    """Write fractions as a mean ± standard deviation in percent, and how many runs they are of."""
+    return f"{mean_std(values)} ({len(values)} run{'' if len(values) == 1 else 's'})"
+
+
+def print_grid(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
+) -> None:
+    """Print a table of `cell` texts, names in its first column; where it is too wide, with line breaks.
+
+    Args:
+        title: above it.
+        head: name of each column.
+        rows: texts, as many as the head has.
+        console: where to; standard output if not given, at any width where that is no terminal.
+    """
+    from rich.console import Console
+
+    if console is None:
+        console = Console()
+        console = console if console.is_terminal else Console(width=_WIDE)
+    grid = _grid(title, head, rows, narrow=False)
+    if console.measure(grid, options=console.options.update(max_width=_WIDE)).maximum > console.width:
+        grid = _grid(title, head, rows, narrow=True)
+    console.print(grid)
+
+
+def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, narrow: bool) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=Text(title, style="bold"), title_justify="left")
+    grid.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        grid.add_column(name, justify="right")
+    for name, *cells in rows:
+        if narrow:  # a line break where it is read best
+            cells = [text.replace(" (", "\n(").replace("± ", "±") for text in cells]
+        grid.add_row(Text(name), *cells)
+    return grid

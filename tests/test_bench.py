@@ -30,7 +30,7 @@ from scarcely.bench.step import OurStep, PlainStep, build_lsdc, losses_apart
 from scarcely.data.loader import Batch
 
 TINY = Settings(
-    only=("pairs", "input", "step", "overhead", "phases"),
+    only=("pairs", "input", "step", "overhead", "phases", "adapters"),
     repeats=1,
     turn=0.0,
     samples=24,
@@ -49,7 +49,7 @@ TINY = Settings(
 def test_every_measure_gives_complete_rows_in_table_and_json():
     rows = bench(TINY)
     counts = {name: sum(row.measure == name for row in rows) for name in TINY.only}
-    assert counts == {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "phases": 1}
+    assert counts == {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "phases": 1, "adapters": 4}
     for row in rows:
         assert row.ratio > 0, row.name
         assert 0 < row.ours.low <= row.ours.median <= row.ours.high, row.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 import zipfile
@@ -96,6 +97,13 @@ def find(path: str | Path) -> Path:
     if path.is_dir():
         if (path / "weights.pt").is_file():
             return path / "weights.pt"
+        domains = sorted(p.parent.name for p in path.glob("domains/*/weights.pt"))
+        if domains:
+            raise CheckpointError(
+                f"{path} holds the networks of several domains",
+                where="ckpt",
+                instead=f"one of them: {path / 'domains' / domains[0]}",
+            )
         raise CheckpointError(
             f"{path} holds no finished run: there is no weights.pt in it",
             where="ckpt",
@@ -106,6 +114,14 @@ def find(path: str | Path) -> Path:
             f"there is no checkpoint {path}", where="ckpt", instead="a file or the folder of a run"
         )
     return path
+
+
+def content_key(path: str | None) -> str:
+    """Return a hash of the weights file behind a path; nothing for none."""
+    if path is None:
+        return ""
+    with open(find(path), "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:24]
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:

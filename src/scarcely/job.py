@@ -15,7 +15,8 @@ import torch
 from scarcely import __version__
 from scarcely.config.signature import signature_of, source_of
 
-SIZES = ("num_clusters", "num_classes", "num_known", "num_new")  # that the run knows once the data are read
+# that the run knows once the data are read
+SIZES = ("num_clusters", "num_classes", "num_known", "num_new", "num_source")
 # keys of a method that say which stages there are and what data; what came of them is in the job
 RESOLVED = (
     "name",
@@ -28,6 +29,9 @@ RESOLVED = (
     "protocol",
     "discovery",
     "scarce",
+    "domains",
+    "source",
+    "reference",
     "refined",
 )
 
@@ -41,7 +45,8 @@ class Job:
         method, backbone, data, trainer: their configuration.
         seed: of the run.
         protocol: which samples are trained on.
-        num_clusters, num_classes, num_known, num_new: sizes of the heads, as the constructor asks for them.
+        num_clusters, num_classes, num_known, num_new, num_source: sizes of the heads, as the constructor asks
+            for them; the last are the classes of the domain that the network comes from.
         inherited: weights file that the backbone starts from, or None.
         named_by: the setting that named them, for messages.
         whole: the inherited weights are those of a whole method, head included.
@@ -63,6 +68,7 @@ class Job:
     num_classes: int
     num_known: int = 0
     num_new: int = 0
+    num_source: int = 0
     inherited: str | None = None
     named_by: str = "pretext"
     whole: bool = False
@@ -138,6 +144,7 @@ def source_digest() -> str:
     here = Path(__file__).parent
     digest = hashlib.blake2b(__version__.encode(), digest_size=8)
     parts = (
+        "adapters/*.py",
         "backbones/*.py",
         "data/*.py",
         "functional/*.py",

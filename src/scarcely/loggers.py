@@ -121,7 +121,7 @@ def _open_wandb(config: Mapping[str, Any], folder: Path) -> Logger:
         save_dir=str(folder),
         # Lightning's own `offline` sets a variable that outlives the run, and comes too late
         mode=mode,
-        config={k: v for k, v in config.items() if k != "plan"},
+        config={k: v for k, v in config.items() if k not in ("plan", "reference")},
     )
 
 

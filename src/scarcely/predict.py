@@ -134,14 +134,14 @@ def predict(arguments: dict[str, str]) -> None:
         raise DataError(
             f"there is no image in {folder}", where="images", instead="jpg, png, bmp, gif, tif, webp"
         )
-    samples = _read(folder, names, shape, arguments["on_error"])
+    samples = _read(folder, names, content.get("decoded_size") or shape[1], shape[0], arguments["on_error"])
     augmentation = instantiate(content["job"]["data"]["augmentation"], _convert_="all")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = DeviceLoader.evaluation(
         samples, augmentation, batch_size=int(arguments["batch_size"]), device=device
     )
     task, scores_of, classes = content["job"]["method"]["task"], None, None
-    if task == "classification":
+    if task in ("classification", "domains"):
         classes = content["classes"]
     elif task == "discovery":
         scores_of, classes = old_and_new(method, content, checkpoints.find(arguments["ckpt"]).parent)
@@ -159,9 +159,8 @@ def predict(arguments: dict[str, str]) -> None:
     print(f"{len(samples)} images, {len(set(predicted.tolist()))} {what}: {out}", file=sys.stderr)
 
 
-def _read(folder: Path, names: list[str], shape: Sequence[int], on_error: Any) -> Any:
+def _read(folder: Path, names: list[str], size: int, channels: Any, on_error: Any) -> Any:
     from scarcely.data.decode import load_images
 
-    channels: Any = shape[0]
     labels = [-1] * len(names)
-    return load_images(folder, names, labels, size=shape[1], channels=channels, on_error=on_error)[0]
+    return load_images(folder, names, labels, size=size, channels=channels, on_error=on_error)[0]

@@ -69,8 +69,14 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
 
     data = instantiate(config["data"], _convert_="all")
     data.check()
+    if config["method"]["task"] == "domains":
+        from scarcely.domains import train_domains
+
+        config["environment"] = environment(accelerator)
+        return _show(folder.path, train_domains(config, folder, data, accelerator))
     data.prepare_data()
     data.setup()
+    config["data"]["augmentation"] |= data.augmentation_settings()
     sizes = _fit_data(config, data)
     config["environment"] = environment(accelerator)
     jobs = _jobs(config, data, sizes)
@@ -103,7 +109,7 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
                 job = replace(job, num_new=counted["num_new"], num_clusters=counted["num_new"])
             last = i == len(jobs) - 1
             samples = data.pool(job.role, job.protocol).fingerprint(labels=job.role != "pretext")
-            before = _content_key(job.inherited) if handed_over is None else handed_over.key
+            before = checkpoints.content_key(job.inherited) if handed_over is None else handed_over.key
             key = job.key(samples, before, accelerator, data.split_keys)
             if last:
                 done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
@@ -283,17 +289,6 @@ def _of_stage(name: str, error: UserError) -> UserError:
         return text and re.sub(own, f"stages.{name}.", text)
 
     return type(error)(error.what, where=renamed(error.where), instead=renamed(error.instead))
-
-
-def _content_key(path: str | None) -> str:
-    if path is None:
-        return ""
-    import hashlib
-
-    from scarcely import checkpoints
-
-    with open(checkpoints.find(path), "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:24]
 
 
 def _finish(

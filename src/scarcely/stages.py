@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
@@ -143,14 +144,20 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
         for k, v in job.method.items()
         if k == "_target_" or k not in METHOD_KEYS or k in signature.parameters
     }
-    method: Method = instantiate(own, **wanted, _convert_="all")
+    try:
+        method: Method = instantiate(own, **wanted, _convert_="all")
+    except InstantiationException as error:  # a constructor names its arguments, a user the settings
+        cause = error.__cause__
+        if not isinstance(cause, UserError):
+            raise
+        where = f"method.{cause.where}" if cause.where in signature.parameters else cause.where
+        raise type(cause)(cause.what, where=where, instead=cause.instead) from error
     if inherit and job.inherited is not None:
         source = Path(job.inherited)
         tensors = checkpoints.tensors_of(checkpoints.load(checkpoints.find(source)))
         tensors = checkpoints.renamed(tensors, job.key_map or {}, str(source))
         where = job.named_by
-        network = method.backbone
-        found = checkpoints.fill(network, tensors, source=str(source), least=job.min_matched, where=where)
+        found = method.take(tensors, source=str(source), least=job.min_matched, where=where)
         if job.whole:  # the head too, where it is the same
             whole = checkpoints.match(method, tensors)
             if whole.share > 0:
@@ -297,6 +304,7 @@ def weights_of(job: Job, method: Method, data: DataModule, seconds: float, epoch
         "job": asdict(job),
         "state_dict": {k: v.cpu().contiguous() for k, v in method.state_dict().items()},
         "input_shape": list(data.input_shape),
+        "decoded_size": data.decoded_size,
         "classes": list(data.classes),
         "seconds": seconds,
         "epochs": epochs,

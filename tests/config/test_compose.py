@@ -22,6 +22,7 @@ CONF = ROOT / "conf"
 METHODS, DATA, LABELERS = options_of("method"), options_of("data"), options_of("method/labeler")
 VECTORS = {"two_moons", "tfidf", "reuters10k"}
 NEEDS = {m: OmegaConf.load(CONF / f"method/{m}.yaml").get("needs") or [] for m in METHODS}
+OF_DOMAINS = {m for m in METHODS if OmegaConf.load(CONF / f"method/{m}.yaml").get("task") == "domains"}
 EXPERIMENTS = options_of("experiment")
 
 
@@ -37,6 +38,9 @@ def test_every_method_and_labeler_is_sound_or_refused(data):
     for method in set(METHODS) - {"lsdc"}:
         if "images" in NEEDS[method] and data in VECTORS:
             with pytest.raises(ConfigError, match="holds vectors"):
+                check(composed(*given, f"method={method}"))
+        elif method in OF_DOMAINS and data != "decathlon":
+            with pytest.raises(ConfigError, match="trains on several domains"):
                 check(composed(*given, f"method={method}"))
         else:
             assert sound(*given, f"method={method}")["method"]["name"] == method

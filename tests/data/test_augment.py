@@ -5,7 +5,8 @@ import torch
 
 from scarcely.data.augment import ImageAugmentation, VectorAugmentation
 from scarcely.errors import ConfigError
-from scarcely.functional.views import warp
+from scarcely.functional.views import draw_windows, normalize, warp
+from tests.oracles import views as oracle
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -163,6 +164,11 @@ def test_vectors_without_any_change_are_all_clean():
     [
         lambda: ImageAugmentation([0.5], [0.5, 0.5]),
         lambda: ImageAugmentation([], []),
+        lambda: ImageAugmentation([0.5], None),
+        lambda: ImageAugmentation([], None),
+        lambda: ImageAugmentation(None, None).check((8, 8, 3)),
+        lambda: ImageAugmentation([0.5], [0.5], crop=9).check((8, 8, 1)),
+        lambda: ImageAugmentation([0.5], [0.5], crop=8).check((8, 9, 1)),
         lambda: ImageAugmentation([0.5], [0.0]),
         lambda: ImageAugmentation([0.5], [0.5], padding=-1),
         lambda: ImageAugmentation([0.5], [0.5], pad_mode="edge"),  # type: ignore[arg-type]
@@ -185,3 +191,70 @@ def test_padding_with_zeros_may_exceed_the_image():
     images = _images(4, 2, 1)
     (view,) = augmentation.apply(images, augmentation.draw(_generator(), 4, 1, (2, 2, 1)), 1)
     assert view.shape == (4, 1, 2, 2)
+
+
+# Crops smaller than the image
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("padding", "mode"), [(0, "reflect"), (2, "reflect"), (2, "zero")])
+def test_smaller_crops_equal_the_pixel_by_pixel_oracle(padding, mode, flip):
+    size = 4
+    cropped = ImageAugmentation([0.5] * 3, [0.2] * 3, padding, mode, flip=flip, crop=size)
+    images = _images()
+    params = cropped.draw(_generator(), 8, 3, (6, 6, 3))
+    views = cropped.apply(images, params, 3)
+    for i, image in enumerate(images):
+        for view, (top, left, mirrored) in zip(views, params["windows"][i].tolist()):
+            expected = torch.zeros(size, size, 3, dtype=torch.uint8)
+            for y in range(size):
+                for x in range(size):
+                    pixel = oracle.padded_pixel(image, top - padding + y, left - padding + x, mode)
+                    expected[y, size - 1 - x if mirrored else x] = torch.tensor(pixel, dtype=torch.uint8)
+            assert torch.equal(view[i], normalize(expected, [0.5] * 3, [0.2] * 3))
+
+
+@pytest.mark.parametrize(("padding", "room"), [(0, 0), (0, 8), (2, 0), (1, 3)])
+def test_crops_reach_every_place_and_no_other(padding, room):
+    windows = draw_windows(4000, 1, padding, False, _generator(), room)
+    for edge in windows[..., :2].unbind(-1):
+        assert set(edge.unique().tolist()) == set(range(2 * padding + room + 1))
+
+
+@pytest.mark.parametrize(("side", "crop"), [(6, 4), (7, 4), (6, 6), (72, 64)])
+def test_the_clean_view_of_a_crop_is_the_centre(side, crop):
+    from torchvision.transforms.functional import center_crop
+
+    images = _images(2, side)
+    augmentation = ImageAugmentation([0.5] * 3, [0.2] * 3, flip=True, crop=crop)
+    first = (side - crop) // 2
+    expected = augmentation.replaced(crop=None).clean(images[:, first : first + crop, first : first + crop])
+    clean = augmentation.clean(images)
+    assert torch.equal(clean, expected)
+    assert clean.is_contiguous(memory_format=torch.channels_last)
+    assert augmentation.view_shape((side, side, 3)) == (crop, crop, 3)
+    if (side - crop) % 2 == 0:  # an odd rest torchvision rounds to even
+        rows = center_crop(images.permute(0, 3, 1, 2), [crop, crop]).permute(0, 2, 3, 1)
+        assert torch.equal(clean, normalize(rows, [0.5] * 3, [0.2] * 3))
+
+
+def test_a_first_clean_view_beside_crops_has_their_size():
+    augmentation = ImageAugmentation([0.5] * 3, [0.2] * 3, flip=True, degrees=10, crop=4, first_clean=True)
+    images = _images()
+    views = augmentation.apply(images, augmentation.draw(_generator(), 8, 3, (6, 6, 3)), 3)
+    assert torch.equal(views[0], augmentation.clean(images))
+    assert [view.shape for view in views] == [(8, 3, 4, 4)] * 3
+
+
+def test_what_is_replaced_leaves_the_rest_and_the_original():
+    original = ImageAugmentation(
+        None, None, padding=3, pad_mode="zero", flip=True, degrees=4, first_clean=True
+    )
+    copy = original.replaced(mean=[0.1], std=[0.2], flip=False)
+    assert (copy.mean, copy.std, copy.flip) == ((0.1,), (0.2,), False)
+    assert (original.mean, original.flip) == ((), True)
+    unchanged = ("padding", "pad_mode", "degrees", "shear", "scale", "first_clean", "crop")
+    assert [getattr(copy, name) for name in unchanged] == [3, "zero", 4, 0, 0, True, None]
+    black = torch.zeros(2, 6, 6, 1, dtype=torch.uint8)  # in the corners that turning uncovers, too
+    (view,) = copy.apply(black, copy.draw(_generator(), 2, 1, (6, 6, 1)), 1)
+    torch.testing.assert_close(view, copy.clean(black))

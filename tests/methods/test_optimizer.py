@@ -84,3 +84,22 @@ def test_adam_couples_its_weight_decay_and_adamw_does_not():
 
     assert after_one_step("adam") == pytest.approx(2 - 0.1, abs=1e-6)  # the decay alone is normalised to 1
     assert after_one_step("adamw") == pytest.approx(2 * (1 - 0.1 * 0.25), abs=1e-6)
+
+
+def test_drops_may_be_shares_of_the_epochs():
+    optimizer = Optimizer(lr=1.0, milestones=[0.667, 0.834])
+    rates = [optimizer.lr_at(epoch, 120) for epoch in range(120)]
+    assert rates == pytest.approx([1.0] * 80 + [0.1] * 20 + [0.01] * 20)  # the schedule of chapters 3 and 4
+    assert [optimizer.lr_at(epoch, 6) for epoch in range(6)] == pytest.approx([1, 1, 1, 1, 0.1, 0.01])
+
+
+def test_each_group_has_its_own_weight_decay_and_no_other():
+    decays = (0.0, 0.5, 0.25)
+    weights = [nn.Parameter(torch.tensor([2.0])) for _ in decays]
+    groups = [([weight], decay) for weight, decay in zip(weights, decays, strict=True)]
+    optimizer = Optimizer(lr=0.1, momentum=0.0, weight_decay=9.0).build_groups(groups)
+    for weight in weights:
+        weight.grad = torch.tensor([0.0])
+    optimizer.step()
+    for weight, decay in zip(weights, decays, strict=True):
+        assert weight.item() == pytest.approx(2 * (1 - 0.1 * decay))

@@ -18,9 +18,9 @@ from tests.oracles import transfer as oracle
 from tests.runs import TINY, compose, data_of, discovery_jobs, train_here, weights
 
 
-def method_of(group=4, num_classes=4) -> Prototypical:
+def method_of(group=4, num_classes=4, scale=None) -> Prototypical:
     torch.manual_seed(0)
-    return Prototypical(MLP(6, (5, 7)), num_classes, Optimizer(), group=group)
+    return Prototypical(MLP(6, (5, 7)), num_classes, Optimizer(), group=group, scale=scale)
 
 
 def batch_of(labels) -> Batch:
@@ -28,13 +28,16 @@ def batch_of(labels) -> Batch:
     return Batch(torch.arange(len(labels)), (x,), torch.tensor(labels))
 
 
+@pytest.mark.parametrize("scale", [None, 10])
 @pytest.mark.parametrize("left_over", [0, 3])
-def test_the_first_half_of_a_group_is_support_and_the_second_query(left_over):
-    method, batch = method_of(), batch_of([2] * 4 + [0] * 4 + [3] * 4 + [1] * left_over)
+def test_the_first_half_of_a_group_is_support_and_the_second_query(left_over, scale):
+    method, batch = method_of(scale=scale), batch_of([2] * 4 + [0] * 4 + [3] * 4 + [1] * left_over)
     exact = copy.deepcopy(method).double()
     loss = method.training_step(batch, 0)
     loss.backward()
     features, labels = exact.backbone(batch.views[0].double()), batch.labels
+    if scale is not None:  # unit length, squared distances times the scale
+        features = features / features.norm(dim=1, keepdim=True) * scale**0.5
     support, query = torch.tensor([0, 1, 4, 5, 8, 9]), torch.tensor([2, 3, 6, 7, 10, 11])
     expected, accuracy = oracle.prototypical_loss(
         features[support], labels[support], features[query], labels[query]

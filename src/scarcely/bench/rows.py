@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-MEASURES = ("pairs", "input", "step", "overhead", "phases", "startup")
+MEASURES = ("pairs", "input", "step", "overhead", "phases", "adapters", "startup")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ SUPPLIED = {
     "num_clusters",
     "num_known",
     "num_new",
+    "num_source",
+    "ranks",
     "in_channels",
     "in_features",
     "image_size",
@@ -117,7 +119,8 @@ def _wanted(key: str, hint: Any) -> str:
 
 def _root(config: dict[str, Any]) -> Iterator[ConfigError]:
     # `recipe` holds raw values that the other groups have read already
-    given = {k: v for k, v in config.items() if k not in ("recipe", "plan", "command", "environment")}
+    own = ("recipe", "plan", "reference", "command", "environment")
+    given = {k: v for k, v in config.items() if k not in own}
     yield from _values("", given, schema.hints(schema.Root), schema.required(schema.Root))
     for name, group in (("trainer", schema.Trainer), ("logger", schema.Logger)):
         if isinstance(config.get(name), dict):
@@ -218,6 +221,13 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             where="num_new" if config["ckpt"] else "num_new, method.before",
             instead="num_new=K" + ("" if config["ckpt"] else ", or method.before with class_count in it"),
         )
+    if method.get("task") == "domains" and data.get("domain", "none") is not None:
+        one = f"data.domain={data['domain']}" if "domain" in data else f"data={data['name']}"
+        yield ConfigError(
+            f"method={method['name']} trains on several domains, and {one} is one",
+            where="method, data",
+            instead="data=decathlon with data.domains=[...] for some of them; or method=supervised",
+        )
     yield from _pretext_epoch(config)
     yield from _key_map(config)
     for name, values in config["stages"].items():
@@ -271,6 +281,7 @@ def _pretext_epoch(config: dict[str, Any]) -> Iterator[ConfigError]:
 def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[ConfigError]:
     """Settings of an earlier stage must be a mapping, and the stage must be there."""
     *earlier, last = config["plan"]
+    reference = config.get("reference", [])
     method = config["method"]
     where = f"stages.{name}"
     given = {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
@@ -287,14 +298,14 @@ def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[
             where=f"{where}.{first}",
             instead=f"{first if first in SHORT else f'method.{first}'}={given[first]}",
         )
-    elif given and name not in (method.get("before") or []):
-        names = [s["name"] for s in earlier] or method.get("before") or []
+    elif given and name not in [*(method.get("before") or []), *(s["name"] for s in reference)]:
+        names = [s["name"] for s in [*earlier, *reference]] or method.get("before") or []
         yield ConfigError(
             f"method={method['name']} has no earlier stage {name!r}",
             where=where,
             instead=suggest(name, names),
         )
-    elif given and not any(s["name"] == name and s["method"] is not None for s in earlier):
+    elif given and not any(s["name"] == name and s["method"] for s in [*earlier, *reference]):
         why = f"{name}={config.get(name)}" if config["ckpt"] is None else f"ckpt={config['ckpt']}"
         yield ConfigError(
             f"{where}.{first} = {_shown(given[first])} has no effect: with {why} no such stage is trained",

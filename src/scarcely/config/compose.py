@@ -69,6 +69,8 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         method |= {k: v for k, v in (method.get("discovery") or {}).items() if k not in own}
     if _scarce(config["data"]):
         method |= {k: v for k, v in (method.get("scarce") or {}).items() if k not in own}
+    if _many(config["data"]):
+        method |= {k: v for k, v in (method.get("domains") or {}).items() if k not in own}
     if config.get("refine") is not None:
         method |= {k: v for k, v in _refined(config).items() if k not in own}
         config["ckpt"] = config["refine"]
@@ -86,6 +88,8 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         )
     _shorten(config, method)
     config["plan"] = _plan(config, choices)
+    if reference := _reference(config, choices):
+        config["reference"] = reference
     if config.get("fast") is True and isinstance(config.get("pretext_epoch"), int):
         config["pretext_epoch"] = 1  # as the epochs that are kept
     for i, stage in enumerate(config["plan"]):
@@ -116,6 +120,11 @@ def _scarce(data: Any) -> bool:
     return isinstance(data, dict) and any(
         data.get(key) is not None for key in ("labels_per_class", "labels_file", "labelled")
     )
+
+
+def _many(data: Any) -> bool:
+    """Whether the data are several domains, of which none is chosen."""
+    return isinstance(data, dict) and "domain" in data and data["domain"] is None
 
 
 def _refined(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +259,7 @@ def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, 
     plan: list[dict[str, Any]] = []
     if config.get("ckpt") is None:
         for name in method.get("before") or []:
-            source = config.get(name, name)
+            source = config.get(name) or method.get(name, name)
             if name == "class_count" and config.get("num_new") != "auto":
                 continue
             if source == "none" or not isinstance(source, str):
@@ -258,12 +267,46 @@ def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, 
             if name == "pretext" and not _is_pretext(source) and is_path(source):
                 plan.append({"name": name, "method": None, "checkpoint": source})
             else:
-                plan.append({"name": name, "method": _earlier(name, source, config, choices)})
+                earlier = _earlier(name, source, config, choices)
+                if method.get("task") == "domains" and name != "source":
+                    earlier |= _short_of(name, config)
+                plan.append({"name": name, "method": earlier})
     plan.append({"name": method.get("stage", "train"), "method": method})
     return plan
 
 
-def _earlier(name: str, source: str, config: dict[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+def _short_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the epochs and the batch size of the run, for a stage of each domain without its own."""
+    stages = config["stages"] if isinstance(config["stages"], dict) else {}
+    own = stages.get(name) or {}
+    return {key: config[key] for key in SHORT if config.get(key) is not None and own.get(key) is None}
+
+
+def _reference(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages of the method whose errors the score of several domains is measured by; or none."""
+    method = config["method"]
+    name = method.get("reference")
+    if method.get("task") != "domains" or name in (None, "none", method.get("name")):
+        return []
+    reference = _earlier(name, name, config, choices)
+    reference |= _short_of(name, config)
+    _shorten(config, reference)
+    before = (
+        [_earlier("source", reference["source"], config, choices, reference)]
+        if config.get("ckpt") is None
+        else []
+    )
+    return [*({"name": "source", "method": m} for m in before), {"name": name, "method": reference}]
+
+
+def _earlier(
+    name: str,
+    source: str,
+    config: dict[str, Any],
+    choices: Mapping[str, Any],
+    of: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the method of a stage before the last one, or before that of another method."""
     if not (_is_pretext(source) if name == "pretext" else source in options("method")):
         known = {m for m in options("method") if name != "pretext" or _is_pretext(m)}
         raise ConfigError(
@@ -273,9 +316,11 @@ def _earlier(name: str, source: str, config: dict[str, Any], choices: Mapping[st
         )
     cfg = compose_with([f"method={source}", f"data={choices['data']}", f"backbone={choices['backbone']}"])
     method: dict[str, Any] = OmegaConf.to_container(cfg.method, resolve=True)  # type: ignore[assignment]
-    _merge(method, (config["method"].get("stages") or {}).get(name) or {})
+    owner = config["method"] if of is None else of
+    _merge(method, (owner.get("stages") or {}).get(name) or {})
     given = config["stages"].get(name) if isinstance(config["stages"], dict) else None
     if isinstance(given, dict):  # anything else is told by the check
+        given = given if of is None else {k: v for k, v in given.items() if k in method}
         _merge(method, {k: v for k, v in given.items() if v is not None or k not in SHORT})
     _shorten(config, method)
     return method

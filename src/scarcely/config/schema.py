@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from scarcely.spec import Annotated, Literal, NonNegativeInt, PositiveInt, Range
+from scarcely.spec import Annotated, Literal, NonNegative, NonNegativeInt, PositiveInt, Range
 
 
 @dataclass
@@ -70,7 +70,7 @@ METHOD_KEYS: dict[str, Any] = {
     "name": str,
     "stage": str,
     "before": list[str],
-    "task": Literal["clustering", "classification", "pretext", "discovery", "count"],
+    "task": Literal["clustering", "classification", "pretext", "discovery", "count", "domains"],
     "needs": list[Literal["images", "labels", "vectors"]],
     "by_kind": dict[Literal["images", "vectors"], dict],
     "role": Literal["train", "pretext", "labelled", "unlabelled", "mixed"],
@@ -78,6 +78,10 @@ METHOD_KEYS: dict[str, Any] = {
     "protocol": Literal["all", "split"],
     "discovery": dict,
     "scarce": dict,
+    "domains": dict,
+    "source": str,
+    "reference": Literal["finetune", "none"],
+    "decay": NonNegative | Literal["size", "validation"] | dict[str, NonNegative],
     "refined": dict,
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,

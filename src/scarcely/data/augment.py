@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from scarcely.functional.views import (
     normalize,
     warp,
 )
-from scarcely.spec import Annotated, NonNegative, NonNegativeInt, Range
+from scarcely.spec import Annotated, NonNegative, NonNegativeInt, PositiveInt, Range
 
 __all__ = ["Augmentation", "ImageAugmentation", "VectorAugmentation"]
 
@@ -50,9 +50,9 @@ class ImageAugmentation:
     """Random crop of the padded image, horizontal flip, rotation, shear and scale, each view on its own.
 
     Args:
-        mean: mean of each channel, for values in [0, 1].
-        std: standard deviation of each channel, above 0.
-        padding: pixels added on every side before cropping to the original size; 0 for no crop.
+        mean: mean of each channel, for values in [0, 1]; None where the data set fills it in (`replaced`).
+        std: standard deviation of each channel, above 0; likewise.
+        padding: pixels added on every side before cropping; 0 for none.
         pad_mode: what is added: black, or the image reflected at its edge.
         flip: mirror half of the views.
         degrees: rotate by up to so many, either way.
@@ -60,6 +60,8 @@ class ImageAugmentation:
         scale: enlarge, or make smaller, by up to this share.
         first_clean: of several views leave the first as it is: the one that pairwise labels come
             from. A single view is always augmented.
+        crop: side of the square views, cut out at random, and at the centre where nothing shall be
+            random; None for the size of the image.
 
     Raises:
         ConfigError: `mean` and `std` do not fit together.
@@ -67,8 +69,8 @@ class ImageAugmentation:
 
     def __init__(
         self,
-        mean: list[float],
-        std: list[float],
+        mean: list[float] | None,
+        std: list[float] | None,
         padding: NonNegativeInt = 0,
         pad_mode: Literal["zero", "reflect"] = "reflect",
         flip: bool = False,
@@ -76,16 +78,17 @@ class ImageAugmentation:
         shear: Annotated[float, Range(low=0, high=89.9)] = 0.0,
         scale: Annotated[float, Range(low=0, high=0.99)] = 0.0,
         first_clean: bool = False,
+        crop: PositiveInt | None = None,
     ) -> None:
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        if not self.mean or len(self.mean) != len(self.std):
+        self.mean = tuple(float(value) for value in mean or ())
+        self.std = tuple(float(value) for value in std or ())
+        if len(self.mean) != len(self.std) or [] in (mean, std):
             raise ConfigError(
                 f"mean has {len(self.mean)} channels, std {len(self.std)}",
                 where="data.augmentation",
                 instead="one value a channel in each",
             )
-        if min(self.std) <= 0:
+        if min(self.std, default=1) <= 0:
             raise ConfigError(f"std must be above 0, not {min(self.std):g}", where="data.augmentation.std")
         if padding < 0:
             raise ConfigError(f"padding must be at least 0, not {padding}", where="data.augmentation.padding")
@@ -106,13 +109,24 @@ class ImageAugmentation:
         self.degrees, self.shear, self.scale = degrees, shear, scale
         self._black = tuple(-m / s for m, s in zip(self.mean, self.std))
         self.first_clean = first_clean
+        self.crop = crop
+
+    def replaced(self, **settings: Any) -> ImageAugmentation:
+        """Return an augmentation with some settings replaced."""
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return type(self)(**{**own, "mean": self.mean or None, "std": self.std or None, **settings})
+
+    def view_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return the (H, W, C) of a view of images of `shape` (H, W, C)."""
+        height, width, channels = shape
+        return (height, width, channels) if self.crop is None else (self.crop, self.crop, channels)
 
     def check(self, shape: Sequence[int]) -> None:
         """Check the channels and the padding against images of `shape` (H, W, C).
 
         Raises:
-            ConfigError: no images, another number of channels than `mean` has, or images too small
-                to reflect.
+            ConfigError: no images, another number of channels than `mean` has, images too small
+                to reflect or to cut from, or a crop of images that are no squares.
         """
         if len(shape) != 3:
             raise ConfigError(
@@ -128,6 +142,12 @@ class ImageAugmentation:
                 instead=f"{channels} values in mean and in std",
             )
         check_padding(height, width, self.padding, self.pad_mode)
+        if self.crop is not None and not (self.crop <= height == width):
+            raise ConfigError(
+                f"no square of {self.crop} pixels is cut from images of {height}x{width}",
+                where="data.augmentation.crop",
+                instead=f"at most {min(height, width)}, from images that are squares",
+            )
 
     def draw(
         self, generator: torch.Generator, count: int, views: int, shape: Sequence[int]
@@ -138,8 +158,9 @@ class ImageAugmentation:
         """
         changed = views - _clean_views(self.first_clean, views)
         params = {}
-        if self.padding or self.flip:
-            params["windows"] = draw_windows(count, changed, self.padding, self.flip, generator)
+        room = shape[0] - self.view_shape(shape)[0]
+        if self.padding or self.flip or room:
+            params["windows"] = draw_windows(count, changed, self.padding, self.flip, generator, room)
         if self.degrees or self.shear or self.scale:
             params["warps"] = draw_warps(count, changed, self.degrees, self.shear, self.scale, generator)
         return params
@@ -153,7 +174,7 @@ class ImageAugmentation:
             return (self.clean(inputs),) * views
         clean = _clean_views(self.first_clean, views)
         if "windows" in params:
-            crops = crop_flip(inputs, params["windows"], self.padding, self.pad_mode, self.flip)
+            crops = crop_flip(inputs, params["windows"], self.padding, self.pad_mode, self.flip, self.crop)
         else:
             crops = inputs.expand(views - clean, *inputs.shape)
         changed = normalize(crops, self.mean, self.std)
@@ -164,8 +185,13 @@ class ImageAugmentation:
         return (self.clean(inputs),) * clean + changed.unbind(0)
 
     def clean(self, inputs: Tensor) -> Tensor:
-        """Normalise only: (n, H, W, C) uint8 to (n, C, H, W) float32, channels_last."""
-        return normalize(inputs, self.mean, self.std)
+        """Normalise the image, or its centre: (n, H, W, C) uint8 to (n, C, H, W) float32, channels_last."""
+        return normalize(self._centre(inputs), self.mean, self.std)
+
+    def _centre(self, inputs: Tensor) -> Tensor:
+        height, width, _ = self.view_shape(inputs.shape[1:])
+        top, left = (inputs.shape[1] - height) // 2, (inputs.shape[2] - width) // 2
+        return inputs[:, top : top + height, left : left + width]
 
     def invert(self, views: Tensor) -> Tensor:
         """Undo the normalisation, for pictures: (n, C, H, W) floats to (n, H, W, C) uint8."""

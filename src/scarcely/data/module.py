@@ -192,6 +192,15 @@ class DataModule(pl.LightningDataModule):
         return (shape[2], shape[0], shape[1]) if self.kind == "images" else shape
 
     @property
+    def decoded_size(self) -> int | None:
+        """Side in pixels of the images as they are kept, of which views may be cut; None for vectors."""
+        return int(self._part("train").inputs.shape[1]) if self.kind == "images" else None
+
+    def augmentation_settings(self) -> dict[str, Any]:
+        """Return settings of the augmentation that `setup` has filled in, as a configuration has them."""
+        return {}
+
+    @property
     def num_classes(self) -> int:
         """Number of named classes; 0 where there are no labels."""
         return len(self.classes)

@@ -22,7 +22,9 @@ __all__ = ["check_padding", "crop_flip", "denormalize", "draw_warps", "draw_wind
 PadMode = Literal["zero", "reflect"]
 
 
-def draw_windows(count: int, views: int, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+def draw_windows(
+    count: int, views: int, padding: int, flip: bool, generator: torch.Generator, room: int = 0
+) -> Tensor:
     """Draw where each view of each image is cut out.
 
     Args:
@@ -31,21 +33,25 @@ def draw_windows(count: int, views: int, padding: int, flip: bool, generator: to
         padding: pixels added on every side; the window moves by up to twice as many.
         flip: whether half the views are mirrored.
         generator: a CPU generator, so that every device sees the same windows.
+        room: pixels by which the side of the image is larger than that of the window.
 
     Returns:
         (count, views, 3) int64 on the CPU: top and left edge in the padded image, in
-        [0, 2 * padding], and 1 where the view is mirrored.
+        [0, 2 * padding + room], and 1 where the view is mirrored.
     """
     windows = torch.zeros(count, views, 3, dtype=torch.int64)
-    if padding:
-        windows[..., :2] = torch.randint(2 * padding + 1, (count, views, 2), generator=generator)
+    moves = 2 * padding + room
+    if moves:
+        windows[..., :2] = torch.randint(moves + 1, (count, views, 2), generator=generator)
     if flip:
         windows[..., 2] = torch.randint(2, (count, views), generator=generator)
     return windows
 
 
-def crop_flip(images: Tensor, windows: Tensor, padding: int, pad_mode: PadMode, flip: bool) -> Tensor:
-    """Cut one window of the original size out of the padded image for every view, mirrored or not.
+def crop_flip(
+    images: Tensor, windows: Tensor, padding: int, pad_mode: PadMode, flip: bool, size: int | None = None
+) -> Tensor:
+    """Cut one window out of the padded image for every view, mirrored or not.
 
     Args:
         images: (N, H, W, C) uint8.
@@ -53,21 +59,23 @@ def crop_flip(images: Tensor, windows: Tensor, padding: int, pad_mode: PadMode, 
         padding: pixels on every side, as drawn with.
         pad_mode: ``zero`` (black) or ``reflect`` (the edge pixel not repeated).
         flip: whether any view may be mirrored; known beforehand, so that nothing asks the device.
+        size: side S of the windows; None for the size of the image.
 
     Returns:
-        (V, N, H, W, C) uint8, contiguous.
+        (V, N, H, W, C) or (V, N, S, S, C) uint8, contiguous.
 
     Raises:
         ConfigError: the image is too small to reflect that many pixels.
     """
     n, height, width, channels = images.shape
+    rows, columns = (height, width) if size is None else (size, size)
     check_padding(height, width, padding, pad_mode)
     lines, mirrored_at = _lines(images, padding, pad_mode, flip)
     length = lines.shape[1] // channels
 
     top, left, mirrored = windows.permute(2, 1, 0).unsqueeze(-1)  # each (V, N, 1)
     # A row of a view is a line of the buffer: padding above and below is only arithmetic.
-    row = top - padding + torch.arange(height, device=images.device)
+    row = top - padding + torch.arange(rows, device=images.device)
     image = torch.arange(n, device=images.device).unsqueeze(-1) * height
     if pad_mode == "zero":
         inside = (row >= 0) & (row < height)
@@ -75,14 +83,15 @@ def crop_flip(images: Tensor, windows: Tensor, padding: int, pad_mode: PadMode, 
     else:
         row = row.abs()
         line = image + (height - 1) - (height - 1 - row).abs()
-    # A window at `left` lies at 2 * padding - left when the padded row is read from right to left.
-    column = torch.where(mirrored.bool(), mirrored_at + 2 * padding - left, left) if flip else left
+    # A window at `left` lies as far from the other end when the padded row is read from right to left.
+    from_right = width + 2 * padding - columns - left
+    column = torch.where(mirrored.bool(), mirrored_at + from_right, left) if flip else left
     start = (line * length + column).flatten()
 
-    # Runs of W pixels from every pixel on, overlapping; one gather copies those that are wanted.
-    starts = lines.shape[0] * length - width + 1
-    runs = lines.flatten().as_strided((starts, width * channels), (channels, 1))
-    return runs.index_select(0, start).view(windows.shape[1], n, height, width, channels)
+    # Runs as wide as a window from every pixel on, overlapping; one gather copies those that are wanted.
+    starts = lines.shape[0] * length - columns + 1
+    runs = lines.flatten().as_strided((starts, columns * channels), (channels, 1))
+    return runs.index_select(0, start).view(windows.shape[1], n, rows, columns, channels)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from scarcely import checkpoints
 from scarcely.backbones.base import Backbone
 from scarcely.data.augment import Augmentation
 from scarcely.data.loader import Batch
@@ -106,6 +107,22 @@ class Method(pl.LightningModule):
     def joint_logits(self, features: Tensor) -> Tensor | None:
         """Return scores (N, C_l + C_u) of known and new classes together, of a method with such a head."""
         return None
+
+    def take(
+        self, tensors: Mapping[str, Tensor], *, source: str, least: float, where: str
+    ) -> checkpoints.Match:
+        """Fill the backbone with the weights of the stage or checkpoint before.
+
+        Args:
+            tensors: its whole state dict.
+            source: where it came from, for the messages.
+            least: smallest share of the network that must be filled.
+            where: the setting that named it.
+
+        Raises:
+            CheckpointError: less than that fits.
+        """
+        return checkpoints.fill(self.backbone, tensors, source=source, least=least, where=where)
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Collection[str]:
         """Take more than the backbone, which is filled already, from the stage or checkpoint before.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from scarcely.errors import ConfigError, DataError
 from scarcely.files import write_atomically
-from scarcely.reports import label_sweep, pretext_quality
+from scarcely.reports import domain_table, label_sweep, pretext_quality
 from scarcely.reports.curve import collect, curve, notes, table_of
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import old_and_new, old_new_of, style
@@ -26,6 +26,7 @@ python scripts/figure.py curve RUNS... x=method.labeler.k y=new/acc out=k.png
 python scripts/figure.py embedding RUN1 RUN2 out=embedding.png
 python scripts/figure.py labels RUNS... out=labels.png
 python scripts/figure.py pretext RUNS...
+python scripts/figure.py domains RUNS... out=domains.png
 
 curve: a metric against a setting, mean ± standard deviation over the seeds, each run a dot
   RUNS      folders of runs, or folders that hold such
@@ -46,8 +47,13 @@ labels: test error against labels per class, a line a method (with or without a 
 pretext: a table of how good the pretext was (rotation accuracy) and what came of it, by its epoch
   RUNS      folders of runs with pretext_epoch=..., of method=supervised (labelled set) and others
   markdown  true (or --markdown): the table as Markdown
+
+domains: accuracy on each domain, mean and score, a row a method; what each left of the source
+  RUNS      folders of runs over several domains, or folders that hold such; several seeds are averaged
+  out       the picture to write (or --out FILE); without it the tables alone
+  markdown  true (or --markdown): the tables as Markdown
 """
-_USAGE_OF = dict(zip(("curve", "embedding", "labels", "pretext"), USAGE.splitlines()))
+_USAGE_OF = dict(zip(("curve", "embedding", "labels", "pretext", "domains"), USAGE.splitlines()))
 _FORMATS = ("png", "pdf", "svg")
 _MOST = 6  # panels of embeddings
 
@@ -61,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(USAGE, {"out"}, {}, lambda _: None, arguments)
     word, *rest = arguments
     if word not in _USAGE_OF:
-        wrong = ConfigError(f"there is no figure {word!r}", instead="curve, embedding, labels or pretext")
+        wrong = ConfigError(f"there is no figure {word!r}", instead=f"one of {', '.join(_USAGE_OF)}")
         return run_command("", set(), {}, partial(_refuse, wrong), [])
     required, defaults, command = _COMMANDS[word]
-    if word in ("labels", "pretext"):
+    if word in ("labels", "pretext", "domains"):
         rest = _as_settings(rest)
     # A folder may have '=' in its name: only what is a setting of the command is one.
     settings = [
@@ -162,6 +168,23 @@ def _pretext(arguments: dict[str, str], folders: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
+def _domains(arguments: dict[str, str], folders: Sequence[str]) -> None:
+    out = _target(arguments["out"]) if arguments["out"] else None
+    as_markdown = _as_markdown(arguments)
+    runs = find_runs(folders)
+    rows = domain_table.collect(runs)
+    if out is not None:
+        write_figure(domain_table.draw(rows), out)
+    if as_markdown:
+        print(domain_table.markdown(rows), end="")
+    else:
+        domain_table.print_tables(rows)
+    for note in [*domain_table.notes(runs, rows), *unfinished(folders)]:
+        print(f"note: {note}", file=sys.stderr)
+    told = "out=domains.png draws them" if out is None else str(out)
+    print(f"{sum(len(row.runs) for row in rows)} runs: {told}", file=sys.stderr)
+
+
 def _as_markdown(arguments: dict[str, str]) -> bool:
     if arguments["markdown"] not in ("true", "false"):
         raise ConfigError(
@@ -175,6 +198,7 @@ _COMMANDS: dict[str, tuple[set[str], dict[str, str], Callable[..., None]]] = {
     "embedding": ({"out"}, {}, _embedding),
     "labels": (set(), {"out": "", "markdown": "false"}, _labels),
     "pretext": (set(), {"markdown": "false"}, _pretext),
+    "domains": (set(), {"out": "", "markdown": "false"}, _domains),
 }
 
 

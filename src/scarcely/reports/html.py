@@ -92,9 +92,17 @@ CAPTIONS: Mapping[str, Caption] = {
         "How many pairs of a batch the labeler connects, and how many of these connections are right: the "
         "precision should stay high or rise while training goes on.",
     ),
+    "domains": Caption(
+        "Accuracy by domain",
+        "The accuracy of each domain, the bars of the source darker; where E_max is known a black line marks "
+        "the accuracy from which on a domain brings points, and the panel beside it how many of 1,000; where "
+        "the networks were tried on the source again, the last panel shows what each has left of the "
+        "accuracy before, the dashed line.",
+    ),
     "curves": Caption(
         "Training",
-        "Losses, scores and schedules by epoch, the stages of the method side by side.",
+        "Losses, scores and schedules by epoch, the stages of the method side by side; of several domains a "
+        "column is a method and a line a domain, pale where it was tried and not taken.",
     ),
 }
 
@@ -126,6 +134,7 @@ def write_report(
     results, config = evidence.results, evidence.config
     metrics = results.get("metrics") or {}
     stages = results.get("stages") or []
+    domain_head, domain_rows = table.domain_grid(results)
     environment = results.get("environment") or config.get("environment") or {}
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -141,11 +150,13 @@ def write_report(
         fast=bool(config.get("fast")),
         protocol=table.describe_protocol(results),
         headline=[(row, table.describe_metric(row.key)) for row in table.headline_metrics(metrics)],
+        domain_head=domain_head,
+        domain_rows=domain_rows,
         old_new=table.old_new_metrics(metrics),
         old_new_columns=table.OLD_NEW_COLUMNS,
         others=[(*row, table.describe_metric(row[0])) for row in table.other_metrics(metrics)],
         facts=_facts(evidence),
-        stages=[(stage, table.format_seconds(stage.get("seconds"))) for stage in stages],
+        stages=table.stage_rows(results),
         total=table.format_seconds(sum(stage.get("seconds") or 0.0 for stage in stages)),
         pictures=[_picture(evidence.run_dir, name, figure, known) for name, figure in figures.items()],
         environment=environment if isinstance(environment, Mapping) else {"": environment},

@@ -14,7 +14,8 @@ from scarcely.errors import ConfigError, DataError
 
 # Settings that say how or where a run was made, not what was run.
 _BOOKKEEPING = (
-    *("run_dir", "output_dir", "cache_dir", "command", "resume", "expected", "seed", "plan"),
+    *("run_dir", "output_dir", "cache_dir", "command", "resume", "expected", "seed"),
+    *("plan", "reference"),
     *("compare_kmeans", "environment.", "recipe.", "hydra.", "logger.", "data.root", "data.resident"),
 )
 

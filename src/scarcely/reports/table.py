@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scarcely.metrics.decathlon import decathlon_score
 from scarcely.reports.evidence import Evidence
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _WIDE = 400  # letters, more than any table has
+_NAME = 16  # letters of a name that still can be read where the others are on lines below
 
 # What a run is judged by, and how it is called; 1-METRIC is what is left of it.
 _HEADLINE = {
@@ -28,7 +31,9 @@ _HEADLINE = {
     "new/ari": "ARI, new classes",
     "test/accuracy": "accuracy, test split",
     "1-test/accuracy": "error, test split",
-    "decathlon/score": "decathlon score",
+    "mean/accuracy": "mean accuracy",
+    "decathlon/score": "decathlon score S",
+    "parameters/ratio": "parameters, × one network",
 }
 # What stands beside it, and what it is called.
 _BASELINES = {
@@ -57,6 +62,7 @@ _FRACTIONS = frozenset(
         "nmi",
         "ari",
         "accuracy",
+        "source_accuracy",
         "acc_joint",
         "all",
         "difficult",
@@ -128,7 +134,16 @@ _MEANING: tuple[tuple[str, str], ...] = (
     ),
     (r"pretext/epoch", "epochs of the pretext after which its weights were taken over"),
     (r"domain/.*/accuracy", "share of this domain's test images that are classified right"),
-    (r"decathlon/score", "the decathlon's score over all domains; 10,000 would be no error at all"),
+    (
+        r"domain/.*/source_accuracy",
+        "accuracy on the source, by its own classifier, of the network that was trained on this domain",
+    ),
+    (r"mean/accuracy", "mean of the accuracies of all domains, small ones counting as much as large ones"),
+    (
+        r"decathlon/score",
+        "points of all domains together: 1,000 for one without any error, 250 for half of its E_max, none "
+        "from E_max on",
+    ),
     (r"parameters/ratio", "parameters of all domains together against one network, heads left out"),
     (r"pointing/.*", "share of objects that the brightest point of the map falls on (pointing game)"),
     (
@@ -171,6 +186,11 @@ _SCARCE_PROTOCOLS = {
         "under test/ of the test split, which training never saw."
     ),
 }
+# The same where each domain has parts of its own, by the part that is scored.
+_SCORED = {
+    "test": "trained on its train and val parts, scored on its test part, which training never saw.",
+    "val": "trained on its train part alone, scored on its val part, which the weights were not trained on.",
+}
 
 
 def describe_metric(name: str) -> str:
@@ -180,6 +200,8 @@ def describe_metric(name: str) -> str:
 
 def describe_protocol(results: Mapping[str, Any]) -> str:
     """Say in words what a run was trained on and what it was scored on."""
+    if results.get("domains"):
+        return _domain_protocol(results)
     protocol = results.get("protocol")
     metrics = results.get("metrics") or {}
     discovers = any(key.startswith(("new/", "train/old/")) for key in metrics)
@@ -187,6 +209,19 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
     if "pseudo/accuracy" in metrics:
         protocols = _SCARCE_PROTOCOLS
     return protocols.get(str(protocol), "" if protocol is None else f"Protocol: {protocol}.")
+
+
+def _domain_protocol(results: Mapping[str, Any]) -> str:
+    rows, source = results["domains"], source_domain(results)
+    told = []
+    for part, how in _SCORED.items():
+        names = [str(row["name"]) for row in rows if row.get("scored") == part]
+        if names:
+            whose = "Each domain" if len(names) == len(rows) else ", ".join(names)
+            told.append(f"{whose}: {how}")
+    if source is not None:
+        told.append(f"All others start from the network of {source}.")
+    return " ".join(told)
 
 
 def is_fraction(name: str) -> bool:
@@ -271,12 +306,90 @@ def old_new_metrics(metrics: Mapping[str, Any]) -> list[OldNewRow]:
     return rows
 
 
+def source_domain(results: Mapping[str, Any]) -> str | None:
+    """Name the domain whose network the others start from; None if none was trained as that in this run.
+
+    It is the first, and what all others are trained by is not what it was trained by.
+    """
+    rows = results.get("domains") or []
+    if not rows:
+        return None
+    first = str(rows[0]["name"])
+    methods = {m for d, m in (_split(stage, rows) for stage in results.get("stages") or []) if d == first}
+    return first if methods and str(results.get("method")) not in methods else None
+
+
+def split_stage(stage: str, domains: Iterable[str]) -> tuple[str, str]:
+    """Return the domain of a stage, empty if it is of none, and its method: ``("birds", "finetune")``."""
+    domain = max((name for name in domains if stage.startswith(f"{name} ")), key=len, default="")
+    # Behind the method may stand what was tried, "decay 0.0005".
+    return (domain, stage.removeprefix(f"{domain} ").split(" ")[0]) if domain else ("", stage)
+
+
+def _split(stage: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    return split_stage(str(stage.get("name", "stage")), [str(row["name"]) for row in rows])
+
+
+def domain_points(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the points that each domain brings to S; none where E_max is not known (chapter 3, eq. 1)."""
+    limits = results.get("max_errors") or {}
+    return {
+        row["name"]: decathlon_score({"": 1 - row["accuracy"]}, {"": limits[row["name"]]})
+        for row in results.get("domains") or []
+        if limits.get(row["name"])
+    }
+
+
+def domain_grid(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Arrange what is known of each domain of a run over several.
+
+    The parameters of its own are given as a multiple of one network, where that of the source was trained
+    in the same run, or else as their number.
+
+    Returns:
+        The head of the table and its rows, a row a domain; columns that would be empty are left out.
+    """
+    rows, source = results.get("domains") or [], source_domain(results)
+    limits = results.get("max_errors") or {}
+    one = rows[0].get("parameters") if source is not None else None
+    columns: dict[str, list[str]] = {
+        "domain": [row["name"] for row in rows],
+        "classes": [_count(row.get("classes")) for row in rows],
+        "training\nimages": [_count(row.get("train")) for row in rows],
+        "accuracy\n%": [_in_percent(row.get("accuracy")) for row in rows],
+        "E_max\n%": [_in_percent(limits.get(row["name"])) for row in rows],
+        "source\nafter, %": [_in_percent(row.get("source_accuracy")) for row in rows],
+        "own\nparameters": [_own(row.get("parameters"), one) for row in rows],
+        "time\ns": [_count(row.get("seconds")) for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cell != "–" for cell in cells)}
+    if "source\nafter, %" in columns and source is not None:
+        columns["source\nafter, %"][0] = "source"
+    return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
+
+
+def _count(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else "–"
+
+
+def _in_percent(value: Any) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, (int, float)) else "–"
+
+
+def _own(parameters: Any, one: Any) -> str:
+    if not isinstance(parameters, int) or not one:
+        return _count(parameters)
+    return f"{parameters / one:.3g}×"
+
+
 def other_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the metrics that neither of the other two shows, named and written for people."""
+    """Return the metrics that none of the others shows, named and written for people."""
     shown = {*_HEADLINE, *(prefix + key for key in _HEADLINE for prefix in _BASELINES)}
     for part in _PARTS:
         if f"{part}/all/acc_joint" in metrics:
             shown |= {f"{part}/{g}/{c}" for g in ("old", "new", "all") for c in OLD_NEW_COLUMNS}
+    if "mean/accuracy" in metrics:
+        shown |= {key for key in metrics if re.fullmatch(r"domain/.*/(source_)?accuracy", key)}
     return [(key, format_metric(key, value)) for key, value in metrics.items() if key not in shown]
 
 
@@ -310,7 +423,14 @@ def print_results(run: Evidence | Mapping[str, Any], console: Console | None = N
     metrics = results.get("metrics") or {}
     title = Text(run_title(results), style="bold")
     headline = headline_metrics(metrics)
-    if headline:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    if results.get("domains"):
+        console.print(_domain_table(results, title), "")
+        for row in headline:
+            facts.add_row(row.name, Text(row.value, style="bold"))
+    elif headline:
         table = Table(title=title, title_justify="left")
         baselines = [name for name in _BASELINES.values() if any(name in row.baselines for row in headline)]
         table.add_column("", no_wrap=True)
@@ -335,21 +455,35 @@ def print_results(run: Evidence | Mapping[str, Any], console: Console | None = N
             table.add_row(f"{scores.part}, {scores.group}", *scores.values, end_section=last)
         console.print(table)
 
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
     for key, value in other_metrics(metrics):
         facts.add_row(Text(key), value)
     if isinstance(run, Evidence) and (sizes := size_sentence(run)):
         facts.add_row("sizes", sizes)
     if protocol := describe_protocol(results):
         facts.add_row("scored", Text(protocol))
-    for stage in results.get("stages") or []:
+    for stage in stage_rows(results):
         facts.add_row("stage", Text(stage_sentence(stage)))
     console.print(facts)
     if isinstance(run, Evidence):
         # Unwrapped, so that the path can be clicked and copied.
         console.print(Text(f"report: {run.run_dir / 'report.html'}"), soft_wrap=True)
+
+
+def _domain_table(results: Mapping[str, Any], title: Text) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    head, rows = domain_grid(results)
+    # Without frames and with one blank on either side of a column it fits into eighty letters.
+    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid.collapse_padding = True
+    grid.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        grid.add_column(name, justify="right", no_wrap=True)
+    for name, *cells in rows:
+        grid.add_row(Text(name), *cells)
+    return grid
 
 
 def print_class_count(estimate: Mapping[str, Any], console: Console | None = None) -> None:
@@ -402,12 +536,59 @@ def run_title(results: Mapping[str, Any]) -> str:
     return title + (f", seed {results['seed']}" if "seed" in results else "")
 
 
-def stage_sentence(stage: Mapping[str, Any]) -> str:
+class StageRow(NamedTuple):
+    """A stage, or all of one method where a run has them on many domains, written for people."""
+
+    name: str
+    parts: str  # what it is made of: "7 domains"
+    epochs: str  # of each of these
+    time: str
+    note: str
+
+
+def stage_rows(results: Mapping[str, Any]) -> list[StageRow]:
+    """Describe the stages of a run, in their order; those of one method on several domains as one."""
+    groups: dict[tuple[bool, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    for stage in results.get("stages") or []:
+        domain, method = _split(stage, results.get("domains") or [])
+        groups.setdefault((domain != "", method), []).append((domain, stage))
+    return [
+        row
+        for (grouped, method), members in groups.items()
+        for row in (
+            [_summary(method, members)]
+            if grouped and len(members) > 1
+            else [_stage_row(stage) for _, stage in members]
+        )
+    ]
+
+
+def _stage_row(stage: Mapping[str, Any]) -> StageRow:
+    epochs = "" if stage.get("epochs") is None else str(stage["epochs"])
+    note = "from the cache" if stage.get("cached") else ""
+    return StageRow(str(stage.get("name", "stage")), "", epochs, format_seconds(stage.get("seconds")), note)
+
+
+def _summary(method: str, members: Sequence[tuple[str, Mapping[str, Any]]]) -> StageRow:
+    domains = len({domain for domain, _ in members})
+    parts = f"{domains} domain{'' if domains == 1 else 's'}"
+    if len(members) > domains:
+        parts += f", {len(members)} trainings"
+    stages = [stage for _, stage in members]
+    epochs = sorted({stage["epochs"] for stage in stages if stage.get("epochs") is not None})
+    told = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else "".join(map(str, epochs))
+    cached = sum(bool(stage.get("cached")) for stage in stages)
+    note = f"{'all' if cached == len(stages) else cached} from the cache" if cached else ""
+    time = format_seconds(sum(stage.get("seconds") or 0.0 for stage in stages))
+    return StageRow(method, parts, told, time, note)
+
+
+def stage_sentence(stage: StageRow) -> str:
     """Say how long a stage took: ``rotnet: 30 epochs, 8.3 s (from the cache)``."""
-    epochs = stage.get("epochs")
-    count = "" if epochs is None else f"{epochs} epoch{'' if epochs == 1 else 's'}, "
-    text = f"{stage.get('name', 'stage')}: {count}{format_seconds(stage.get('seconds'))}"
-    return text + (" (from the cache)" if stage.get("cached") else "")
+    epochs = stage.epochs and f"{stage.epochs} epoch{'' if stage.epochs == '1' else 's'}"
+    epochs += " each" if stage.epochs and stage.parts else ""
+    text = f"{stage.name}: " + ", ".join(part for part in (stage.parts, epochs, stage.time) if part)
+    return text + (f" ({stage.note})" if stage.note else "")
 
 
 def mean_std(values: Iterable[float], scale: float = 100.0, decimals: int = 1) -> str:
@@ -494,7 +675,7 @@ def cell(values: Sequence[float]) -> str:
 def print_grid(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
 ) -> None:
-    """Print a table of `cell` texts, names in its first column; where it is too wide, with line breaks.
+    """Print a table of `cell` texts, names in its first column; too wide, with line breaks, or in parts.
 
     Args:
         title: above it.
@@ -507,10 +688,27 @@ def print_grid(
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=_WIDE)
-    grid = _grid(title, head, rows, narrow=False)
-    if console.measure(grid, options=console.options.update(max_width=_WIDE)).maximum > console.width:
-        grid = _grid(title, head, rows, narrow=True)
-    console.print(grid)
+    options = console.options.update(max_width=_WIDE)
+    longest = max(len(row[0]) for row in rows)
+    for narrow, name in ((False, longest), (True, min(longest, _NAME))):
+        grid = _grid(title, head, rows, narrow=narrow)
+        if console.measure(grid, options=options).maximum - longest + name <= console.width:
+            console.print(grid)
+            return
+    for number, part in enumerate(_parts(head, rows, console.width)):
+        chosen = [[cells[i] for i in part] for cells in (head, *rows)]
+        console.print(_grid("" if number else title, chosen[0], chosen[1:], narrow=False))
+
+
+def _parts(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Share out the columns of a table among tables that fit, each with the first column."""
+    widths = [max(map(len, cells)) + 3 for cells in zip(head, *rows, strict=True)]
+    parts: list[list[int]] = [[0]]
+    for column in range(1, len(head)):
+        if len(parts[-1]) > 1 and sum(widths[i] for i in (*parts[-1], column)) + 1 > width:
+            parts.append([0])
+        parts[-1].append(column)
+    return parts
 
 
 def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, narrow: bool) -> Table:

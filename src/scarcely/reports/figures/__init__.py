@@ -9,15 +9,17 @@ that says so; each says which.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scarcely.reports import table
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import style
 from scarcely.reports.figures.confusions import confident_confusion, confusion
 from scarcely.reports.figures.discovery import OldNew, class_count, evolution, old_and_new
+from scarcely.reports.figures.domains import domain_accuracies, domain_curves
 from scarcely.reports.figures.embeddings import embedding
 from scarcely.reports.figures.matching import match_clusters, match_old_new
 from scarcely.reports.figures.montages import montage
@@ -40,6 +42,8 @@ __all__ = [
     "confusion",
     "connections",
     "curves",
+    "domain_accuracies",
+    "domain_curves",
     "embedding",
     "evolution",
     "headline",
@@ -73,7 +77,7 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         Figures by name, which is also the stem of their file: ``confusion``, ``confident``,
         ``test-confusion``, ``phases``, ``calibration``, ``class-count``, ``sizes``, ``montage`` (then
         ``montage-2`` and on), ``switched``, ``embedding``, ``evolution``, ``old-new``, ``pairs``,
-        ``curves``; only those that there are.
+        ``domains``, ``curves``; only those that there are.
     """
     if seed is None:
         given = evidence.results.get("seed")
@@ -140,8 +144,17 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
     if together is not None:
         add("old-new", old_and_new, {"": together}, seed=seed)
     add("pairs", pseudo_labels, evidence.history)
-    add("curves", curves, evidence.history)
+    if domains := evidence.results.get("domains"):
+        add("domains", _domains, evidence.results)
+        add("curves", domain_curves, evidence.history, [row["name"] for row in domains])
+    else:
+        add("curves", curves, evidence.history)
     return figures
+
+
+def _domains(results: Mapping[str, Any]) -> Figure:
+    source, points = table.source_domain(results), table.domain_points(results)
+    return domain_accuracies(results["domains"], source, results.get("max_errors"), points)
 
 
 def old_new_of(evidence: Evidence) -> OldNew | None:

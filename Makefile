@@ -22,10 +22,10 @@ demo: $(READY)  ## cluster scikit-learn's digits and open the report
 	$(RUN) train.py
 
 test: lint types  ## lint, types and the fast tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope  # what a module sets up once is set up once
 
 test-slow: $(READY)  ## the long tests: kills, real data, sweeps
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope -m slow
 
 test-gpu: $(READY)  ## what needs a GPU
 	$(RUN) -m pytest -m gpu

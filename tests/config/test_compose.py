@@ -265,6 +265,8 @@ PROMISES = [
     (r"ing_statistics/.*_(cifar100|cifar10|svhn)", lambda c, m: c["data"][KNOWN] == SPLITS[m[1]]),
     (r"ing_statistics/table6", lambda c, m: c["plan"][-2]["name"] == "class_count"),
     (r"_omniglot$", lambda c, m: c["plan"][0]["method"]["name"] == "prototypical"),
+    (r"omniglot_cpu$", lambda c, m: [s["method"]["epochs"] for s in c["plan"]] == [8, 4, 50]),
+    (r"omniglot_cpu$", lambda c, m: c["data"]["name"] == "omniglot" and c["backbone"]["width"] == 32),
     (r"_imagenet$", lambda c, m: c["plan"][0]["method"]["name"] == "supervised"),
     (r"alternating_ssl/.*_n(\d+)$", lambda c, m: c["data"]["labels_per_class"] == int(m[1])),
     (

@@ -759,3 +759,28 @@ def test_the_small_decathlon_is_as_its_notes_say(tmp_path):
     mean, std = channel_statistics(module.parts["train"].inputs)
     assert module.augmentation.mean == pytest.approx(mean, abs=1e-6)
     assert module.augmentation.std == pytest.approx(std, abs=1e-6)
+
+
+def test_a_share_of_each_class_is_used_and_a_larger_one_holds_it(tmp_path):
+    write_domain(tmp_path / "decathlon-1.0", "birds", 1, 3, {"train": 20, "val": 10, "test": 9})
+    write_domain(tmp_path / "decathlon-1.0", "signs", 2, 3, {"train": 20, "val": 10, "test": 9})
+    few, more, whole = (
+        load(tmp_path, "signs", source="birds", train_share=share) for share in (0.1, 0.5, 1.0)
+    )
+    parts = [module.parts["train"] for module in (few, more, whole)]
+    assert [torch.bincount(part.labels).tolist() for part in parts] == [[1, 1, 1], [6, 5, 4], [11, 10, 9]]
+    named = [set(part.names) for part in parts]
+    assert named[0] < named[1] < named[2]
+    assert len(few.parts["test"]) == len(whole.parts["test"]) == 9
+    source = load(tmp_path, "birds", source="birds", train_share=0.1)
+    assert len(source.parts["train"]) == 30
+
+
+def test_the_source_may_have_fewer_classes_and_no_other_domain(tmp_path):
+    for number, name in enumerate(("birds", "signs"), start=1):
+        write_domain(tmp_path / "decathlon-1.0", name, number, 3, {"train": 6, "val": 3, "test": 6})
+    source, other = (load(tmp_path, name, source="birds", source_classes=2) for name in ("birds", "signs"))
+    assert source.classes == ("birds-0", "birds-1")
+    assert {int(label) for part in source.parts.values() for label in part.labels} == {0, 1}
+    assert (other.num_classes, len(other.parts["train"])) == (3, 9)
+    assert refused(tmp_path, "birds", source="birds", source_classes=4).where == "data.source_classes"

@@ -23,7 +23,8 @@ from scarcely.data.imagefolder import Listing, scan
 from scarcely.data.module import DataModule, Split
 from scarcely.data.samples import Samples
 from scarcely.errors import ConfigError, DataError
-from scarcely.spec import NonNegativeInt, PositiveInt
+from scarcely.seeds import derive_seed
+from scarcely.spec import Annotated, NonNegativeInt, PositiveInt, Range
 
 __all__ = ["MEAN_STD", "ChallengeImages", "Decathlon", "channel_statistics"]
 
@@ -110,6 +111,8 @@ class Decathlon(DataModule):
         image_size: side in pixels of what the network sees.
         size: side in pixels of the decoded images: the short side is resized to it, the rest cut at the
             centre. None for nine eighths of `image_size`, 72 for 64 pixels.
+        train_share: share of each class's training images that is used, at least one; of the source all.
+        source_classes: the first classes of the source that are used; None for all.
         signs: domains that are neither cropped nor mirrored, since a mirrored sign is another one.
         on_error: ``skip`` leaves out files that cannot be decoded, counts them and warns.
         workers: decoding threads; 0 for the number of cores.
@@ -122,7 +125,14 @@ class Decathlon(DataModule):
         ConfigError: `size` is smaller than `image_size`.
     """
 
-    split_keys: ClassVar[tuple[str, ...]] = (*Split.__annotations__, "domains", "source", "scored")
+    split_keys: ClassVar[tuple[str, ...]] = (
+        *Split.__annotations__,
+        "domains",
+        "source",
+        "scored",
+        "train_share",
+        "source_classes",
+    )
 
     augmentation: ImageAugmentation
 
@@ -138,6 +148,8 @@ class Decathlon(DataModule):
         domain: str | None = None,
         source: str | None = "auto",
         scored: Literal["auto", "val", "test"] = "auto",
+        train_share: Annotated[float, Range(above=0, high=1)] = 1.0,
+        source_classes: PositiveInt | None = None,
         image_size: PositiveInt = 64,
         size: PositiveInt | None = None,
         signs: Sequence[str] = _SIGNS,
@@ -151,6 +163,8 @@ class Decathlon(DataModule):
         self.domains = domains
         self.domain = domain
         self.scored = scored
+        self.train_share = train_share
+        self.source_classes = source_classes
         self.image_size = image_size
         self.size = size if size is not None else round(image_size * 9 / 8)
         self.signs = tuple(signs)
@@ -268,6 +282,8 @@ class Decathlon(DataModule):
                     where=f"data.{key}",
                     instead=f"one of {', '.join(names)}",
                 )
+        if self.source_classes is not None and self.source is not None:
+            self._check_source(self.source, self.source_classes)
         for name in names if self.domain is None else (self.domain,):
             self.scored_part(name)
             self._published_statistics(name)
@@ -293,7 +309,38 @@ class Decathlon(DataModule):
             cut = len(domain.train.files) - len(set(domain.train.files) & set(self.skipped))
             parts = {"train": both.select(slice(cut)), "test": both.select(slice(cut, None))}
         self.augmentation = self.augmentation.replaced(**self._settings(name, parts["train"]))
-        return parts
+        if self.train_share == 1 and self.source_classes is None:
+            return parts  # without a look at the other domains
+        if name == self.source:
+            return self._first_classes(parts)
+        return parts | {"train": self._shared(name, parts["train"])}
+
+    def _check_source(self, name: str, count: int) -> None:
+        found = len(self._domain(name).classes)
+        if count > found:
+            raise ConfigError(
+                f"{name}, the source, has {found} classes, not {count}",
+                where="data.source_classes",
+                instead=f"at most {found}, or null for all",
+            )
+
+    def _first_classes(self, parts: dict[str, Samples]) -> dict[str, Samples]:
+        """Keep the samples of the first classes of the source (chapter 4, section 4.3)."""
+        count = self.source_classes
+        if count is None:
+            return parts
+        self.classes = self.classes[:count]
+        return {part: samples.select(samples.labels < count) for part, samples in parts.items()}
+
+    def _shared(self, name: str, train: Samples) -> Samples:
+        """Keep a share of each class (chapter 4, section 4.2); a larger one has the same images and more."""
+        kept = torch.zeros(len(train), dtype=torch.bool)
+        for label in range(len(self.classes)):
+            rows = (train.labels == label).nonzero().flatten()
+            seed = derive_seed(self.split.get("labels_seed", 0), "share", name, label)
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            kept[rows[order[: max(1, round(self.train_share * len(rows)))]]] = True
+        return train.select(kept)
 
     def augmentation_settings(self) -> dict[str, Any]:
         """Return the settings of the augmentation that `setup` filled in, as the configuration writes them.

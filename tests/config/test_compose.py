@@ -267,6 +267,15 @@ PROMISES = [
     (r"_omniglot$", lambda c, m: c["plan"][0]["method"]["name"] == "prototypical"),
     (r"omniglot_cpu$", lambda c, m: [s["method"]["epochs"] for s in c["plan"]] == [8, 4, 50]),
     (r"omniglot_cpu$", lambda c, m: c["data"]["name"] == "omniglot" and c["backbone"]["width"] == 32),
+    (r"/table1_(finetune|lwf|bn_adapters|feature_extractor)$", lambda c, m: c["method"]["name"] == m[1]),
+    (r"/table1_(series|parallel|svd)(?:_|$)", lambda c, m: c["method"]["name"] == f"{m[1]}_adapters"),
+    (r"/table1_(early|mid|late|half)$", lambda c, m: c["method"]["where"] == m[1]),
+    (r"/table1_scratch", lambda c, m: [s["name"] for s in c["plan"]] == [c["method"]["stage"]]),
+    (r"/table1_scratch_plus$", lambda c, m: c["method"]["shared"]),
+    (r"/table1_last_two$", lambda c, m: c["method"]["last"] == 2),
+    (r"_no_residual$", lambda c, m: not c["method"]["residual"]),
+    (r"_large$", lambda c, m: c["backbone"]["width"] == 160),
+    (r"adapters/", lambda c, m: c["data"]["name"] == "decathlon" and c["method"]["task"] == "domains"),
     (r"_imagenet$", lambda c, m: c["plan"][0]["method"]["name"] == "supervised"),
     (r"alternating_ssl/.*_n(\d+)$", lambda c, m: c["data"]["labels_per_class"] == int(m[1])),
     (
@@ -301,9 +310,8 @@ def test_an_experiment_does_what_it_says(name):
     figure = re.search(r"# Paper: ([\d.]+)(?: ± ([\d.]+))? % (ACC|accuracy|error)", header)
     if "/table" in name:
         assert figure, "no figure of the paper in the header"
-        score = {"discovery": "new/acc", "classification": "test/accuracy"}.get(
-            config["method"]["task"], "acc"
-        )
+        scores = {"discovery": "new/acc", "classification": "test/accuracy", "domains": "mean/accuracy"}
+        score = scores.get(config["method"]["task"], "acc")
         share = float(figure[1]) / 100
         expected = {score: 1 - share if figure[3] == "error" else share} | (
             {"std": float(figure[2]) / 100} if figure[2] else {}

@@ -132,6 +132,8 @@ class Decathlon(DataModule):
         "scored",
         "train_share",
         "source_classes",
+        "signs",  # what they change is in the augmentation, once it is filled in
+        "on_error",
     )
 
     augmentation: ImageAugmentation
@@ -196,6 +198,12 @@ class Decathlon(DataModule):
                 f"the domain {twice[0]!r} is given twice", where="data.domains", instead="each domain once"
             )
         for name in names:
+            if not name or any(c in "/\\ " for c in name) or name.startswith("."):
+                raise DataError(
+                    f"{name!r} cannot be the name of a domain: its results lie in a folder of that name",
+                    where="data.domains",
+                    instead="letters, digits, - and _",
+                )
             if self._class_folder(name) is None and name not in self._release_names:
                 meant = _meant(name, self._release_names)
                 raise DataError(

@@ -408,7 +408,7 @@ def _unreadable(path: str, reason: str) -> DataError:
     return DataError(
         f"cannot read the image {path}: {reason}",
         where="data.root",
-        instead="replace or remove the file; data=imagefolder can leave it out with data.on_error=skip",
+        instead="replace or remove the file; data.on_error=skip leaves it out where there is that setting",
     )
 
 

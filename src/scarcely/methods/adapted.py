@@ -66,6 +66,7 @@ class AdaptedMethod(DomainMethod):
         self._design |= {"dropout": dropout, "train_shared": shared}
         self._plain = [backbone]  # in a list: no part of this module
         self.backbone: Any = self._attached(nn.Linear(self.num_features, max(1, num_source)))
+        self._freeze_others()
 
     def _attached(self, source_head: nn.Linear) -> AdaptedModel:
         """Return a copy of the plain network with adapters, for the domain and for the source."""
@@ -75,6 +76,12 @@ class AdaptedMethod(DomainMethod):
         if self.source_with_adapters:
             return attach(self._plain[0], domains=domains | {SOURCE: self.num_source}, **self._design)
         return attach(self._plain[0], domains=domains, source=SOURCE, head=source_head, **self._design)
+
+    def _freeze_others(self) -> None:
+        """Take the gradient from what the source has of its own: several devices wait for every gradient."""
+        own = {id(p) for group in self.backbone.parameter_groups().values() for p in group}
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(id(parameter) in own)
 
     def take(
         self, tensors: Mapping[str, Tensor], *, source: str, least: float, where: str
@@ -88,12 +95,14 @@ class AdaptedMethod(DomainMethod):
                 head.load_state_dict(given)
                 found.unexpected = [name for name in found.unexpected if not name.startswith("head.")]
             self.backbone = self._attached(head)
+            self._freeze_others()
             return found
         renamed = {name.replace(f".{TARGET}.", f".{SOURCE}."): t for name, t in tensors.items()}
         found = checkpoints.fill(self.backbone, renamed, source=source, least=least, where=where)
         self.backbone.delete_domain(TARGET)
         self.backbone.add_domain(TARGET, self.num_classes, like=SOURCE, fresh_adapters=True)
         self.backbone.set_domain(TARGET)
+        self._freeze_others()
         found.missing = [
             name for name in found.missing if f".{TARGET}." not in name
         ]  # new, as they should be

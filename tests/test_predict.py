@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from scarcely import checkpoints
+from scarcely import checkpoints, domains
 from scarcely.config.compose import compose_run
 from scarcely.predict import main
 from scarcely.run import execute
+from tests.data.files import write_image
+from tests.data.test_decathlon import write_annotations, write_domain
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,8 @@ def test_the_batch_size_changes_nothing(run, images, tmp_path):
         ({"batch_size": "0"}, "batch_size"),
         ({"on_error": "maybe"}, "raise or skip"),
         ({"image": "x"}, "images"),
+        ({"out": ""}, "out must be given"),
+        ({"challenge": "out.json"}, "images and out is given too"),
     ],
 )
 def test_a_mistake_is_told_in_one_message(run, images, tmp_path, monkeypatch, capsys, changes, told):
@@ -165,3 +171,80 @@ def test_the_classifier_of_another_run_is_refused(discovery, images, tmp_path, c
     checkpoints.save({"state_dict": torch.nn.Linear(7, 3).state_dict()}, other / "classifier.pt")
     assert main([f"ckpt={other}", f"images={images}", f"out={tmp_path / 'labels.csv'}"]) == 2
     assert "does not fit" in capsys.readouterr().err
+
+
+# -- the challenge --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decathlon(tmp_path_factory):
+    """A run over a domain with labelled test images, one without their labels, and class folders."""
+    root = tmp_path_factory.mktemp("decathlon")
+    parts = {"train": 10, "val": 4, "test": 7}
+    found = {}
+    for number, name in enumerate(("dtd", "svhn"), start=1):
+        found[name] = write_domain(root / "decathlon-1.0", name, number, 3, parts, seed=number)
+    (root / "decathlon-1.0/annotations/svhn_test.json").unlink()
+    images = {"images": found["svhn"]["test"]["images"]}
+    write_annotations(root / "decathlon-1.0", "svhn", "test_stripped", images)
+    for number in range(20):
+        write_image(root / "birds" / "ab"[number % 2] / f"{number:02}.png", number, (9, 9, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCARCELY_CACHE", str(root / "decoded"))
+        patch.setattr(domains, "write_report", lambda evidence: None)  # tested with the other reports
+        config = compose_run(
+            [
+                *("method=finetune", "data=decathlon", "data.image_size=8", "data.source=null", "epochs=1"),
+                *("backbone.width=2", "backbone.blocks=1", "method.before=[]", "trainer=cpu"),
+                f"data.domains={{svhn: null, dtd: null, birds: {root / 'birds'}}}",
+                *(f"data.root={root}", f"run_dir={root / 'run'}", f"cache_dir={root / 'cache'}"),
+            ]
+        )
+        config["command"] = ""
+        execute(config, "unused")
+    return root, found
+
+
+def test_the_challenge_gets_the_category_of_every_test_image(decathlon, tmp_path, monkeypatch, capsys):
+    root, annotations = decathlon
+    monkeypatch.setenv("SCARCELY_CACHE", str(root / "decoded"))
+    out = tmp_path / "out.json"
+    assert main([f"ckpt={root / 'run'}", f"challenge={out}", "batch_size=3"]) == 0
+    assert "14 images of 2 domains" in (told := capsys.readouterr().err)
+    assert "left out: birds" in told
+    entries = json.loads(out.read_text())
+    assert all(set(entry) == {"image_id", "category_id"} for entry in entries)
+    ids = [image["id"] for name in annotations for image in annotations[name]["test"]["images"]]
+    assert sorted(entry["image_id"] for entry in entries) == sorted(ids)
+    chosen = {entry["image_id"]: entry["category_id"] for entry in entries}
+    for name in annotations:
+        possible = {category["id"] for category in annotations[name]["train"]["categories"]}
+        assert {chosen[image["id"]] for image in annotations[name]["test"]["images"]} <= possible
+    truth = {a["image_id"]: a["category_id"] for a in annotations["dtd"]["test"]["annotations"]}
+    results = json.loads((root / "run" / "results.json").read_text())
+    right = sum(chosen[image] == category for image, category in truth.items())
+    assert right / len(truth) == pytest.approx(results["metrics"]["domain/dtd/accuracy"])
+    with np.load(root / "run/domains/dtd/predictions.npz") as found:  # in the order of the annotation file
+        predicted = [10_000_001 + label for label in found["predicted"].tolist()]
+    assert [chosen[image["id"]] for image in annotations["dtd"]["test"]["images"]] == predicted
+
+
+def test_what_the_challenge_cannot_be_told_is_told_in_one_message(decathlon, run, tmp_path, capsys):
+    root, _ = decathlon
+    out = tmp_path / "out.json"
+    alone = tmp_path / "alone"
+    (alone / "domains").mkdir(parents=True)
+    shutil.copytree(root / "run" / "domains" / "birds", alone / "domains" / "birds")
+    for ckpt, what in [
+        (alone, "no finished run"),
+        (run, "no finished run over several"),
+        (alone, "with ids"),
+    ]:
+        assert main([f"ckpt={ckpt}", f"challenge={out}"]) == 2
+        message = capsys.readouterr().err
+        assert what in message
+        assert "Traceback" not in message
+        shutil.copyfile(root / "run" / "results.json", alone / "results.json")
+    assert main([f"ckpt={root / 'run'}", f"challenge={tmp_path}"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert not out.exists()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,20 @@ from hydra.utils import get_class, instantiate
 from scarcely import checkpoints, stages
 from scarcely.callbacks.history import write_rows
 from scarcely.data.decathlon import Decathlon
+from scarcely.data.module import DataModule
 from scarcely.errors import ConfigError, UserError
 from scarcely.evaluation import accuracy
 from scarcely.files import write_atomically
 from scarcely.folder import RunFolder
 from scarcely.job import Job
 from scarcely.loggers import logging_to, open_loggers, send_results
+from scarcely.methods.adapted import AdaptedMethod
+from scarcely.methods.adapters import Adapters
 from scarcely.methods.base import Method, Predictions
+from scarcely.methods.domain_prediction import DomainPrediction, half_as_deep, in_one, predict_both
 from scarcely.methods.domains import DomainMethod
+from scarcely.methods.round_robin import RoundRobin, apart, source_alone, together
+from scarcely.methods.together import Mixed, Together
 from scarcely.metrics.decathlon import MAX_ERRORS, decathlon_score, max_errors_of
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.html import write_report
@@ -37,6 +43,12 @@ _BY_SIZE = (
     (30_000, 5e-4),
 )  # training images below which a decay is the papers', else the least
 SOURCE = "source"  # name of the stage that trains on the source domain
+T = TypeVar("T", bound=Together)
+_FINAL_PASS = "scarcely.methods.round_robin.FinalPass"
+_DESIGN = (  # settings that say which adapters a network has, and what is decayed
+    *("kind", "where", "residual", "init", "dropout", "source_with_adapters"),
+    *("norm_decay", "head_decay"),
+)
 
 
 @dataclass
@@ -48,20 +60,45 @@ class Domains:
         names: all domains that are trained on, the source first if there is one.
         source: the one whose network the others start from; None without.
         accelerator: ``cuda`` or ``cpu``.
+        source_weights: of a checkpoint of ours that stands in for the source's network; None without.
     """
 
     config: dict[str, Any]
     names: tuple[str, ...]
     source: str | None
     accelerator: str
+    source_weights: Path | None = None
     _data: dict[tuple[str, str], Decathlon] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: dict[str, Any], data: Decathlon, accelerator: str) -> Domains:
-        """Name the domains of a run; the source is one of them where a network is trained on it."""
-        source = data.source
+        """Name the domains of a run. A checkpoint of ours says itself which domain it is of.
+
+        Raises:
+            ConfigError: it is of another source than the one given; or few labels, which no method of several
+                domains takes.
+        """
+        _require_all_labels(config)
+        source, weights = data.source, None
+        if config["ckpt"] is not None:
+            weights = checkpoints.find(config["ckpt"])
+            content = checkpoints.load(weights)
+            job = content.get("job") if isinstance(content, dict) else None
+            own = job["data"].get("domain") if isinstance(job, dict) else None
+            given = config["data"]["source"]
+            if own not in data.domain_names:
+                source, weights = None if given == "auto" else source, None
+            elif given not in ("auto", own):
+                raise ConfigError(
+                    f"ckpt={config['ckpt']} was trained on {own}, and the source is to be {given}",
+                    where="ckpt, data.source",
+                    instead=f"data.source={own}",
+                )
+            else:
+                source = own
         others = tuple(name for name in data.domain_names if name != source)
-        return cls(config, others if source is None else (source, *others), source, accelerator)
+        names = others if source is None else (source, *others)
+        return cls(config, names, source, accelerator, weights)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -86,29 +123,75 @@ class Domains:
 
     def job(self, method: dict[str, Any], name: str, scored: str | None = None) -> Job:
         """Return a stage of a domain."""
-        config, data = self.config, self.data(name, scored)
+        data = self.data(name, scored)
         source = self.data(self.source) if self.source is not None and name != self.source else None
         own = dict(method)
         if "decay" in own:
             own["decay"] = decay_of(own["decay"], name, len(data.pool("train", "split")))
-        return Job(
+        return self._job(
             name=f"{name} {method['name']}",
             method=own,
-            backbone=config["backbone"],
-            data=self.settings(name, scored) | {"augmentation": self._augmentation(data)},
+            data=self._filled(name, scored),
+            num_classes=data.num_classes,
+            num_source=source.num_classes if source is not None else 0,
+        )
+
+    def round_robin(self, method: dict[str, Any], following: Mapping[str, Any]) -> tuple[Job, Together]:
+        """Return a stage of all domains together, and their data.
+
+        Args:
+            method: settings of the stage.
+            following: settings of the stage whose adapters are trained.
+        """
+        sizes = {name: len(self.data(name).pool("train", "split")) for name in self.names}
+        adapters = {key: following[key] for key in _DESIGN if key in following}
+        adapters["decay"] = {
+            name: decay_of(following.get("decay", "size"), name, n) for name, n in sizes.items()
+        }
+        told = {
+            "adapters": adapters,
+            "domain_classes": {name: self.data(name).num_classes for name in self.names},
+            "source_domain": self.source,
+        }
+        settings, data = self._all_of(Together, self.names, method)
+        return self._job(name=method["name"], method=method | told, data=settings, num_classes=0), data
+
+    def prediction(self, method: dict[str, Any], names: Sequence[str]) -> tuple[Job, Mixed]:
+        """Return the stage that learns to tell domains apart, and its data."""
+        settings, data = self._all_of(Mixed, names, method)
+        backbone = half_as_deep(self.config["backbone"])
+        job = self._job(
+            name=method["name"], method=method, data=settings, num_classes=len(names), backbone=backbone
+        )
+        return job, data
+
+    def _all_of(
+        self, kind: type[T], names: Sequence[str], method: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], T]:
+        """Return several domains as one data set: as a stage is told it, and itself."""
+        told = {"name": self.config["data"]["name"], "rounds": method.get("rounds")}
+        each = [self._filled(name) for name in names]
+        data = kind(each=[self.data(name) for name in names], **told)
+        return {"_target_": f"{kind.__module__}.{kind.__name__}", "each": each, **told}, data
+
+    def _job(self, **settings: Any) -> Job:
+        config = self.config
+        settings = {"backbone": config["backbone"], **settings}
+        return Job(
+            **settings,
             trainer=config["trainer"],
             seed=config["seed"],
             protocol="split",
             num_clusters=1,
-            num_classes=data.num_classes,
-            num_source=source.num_classes if source is not None else 0,
             min_matched=config["min_matched"],
             fast=config["fast"],
             eval_every=config["eval_every"],
+            named_by="ckpt",
         )
 
-    def _augmentation(self, data: Decathlon) -> dict[str, Any]:
-        return self.config["data"]["augmentation"] | data.augmentation_settings()
+    def _filled(self, name: str, scored: str | None = None) -> dict[str, Any]:
+        own = self.data(name, scored).augmentation_settings()
+        return self.settings(name, scored) | {"augmentation": self.config["data"]["augmentation"] | own}
 
     def predict(self, method: Method, name: str, scored: str | None = None) -> Predictions:
         """Return what a method says of the part of a domain that is scored."""
@@ -163,6 +246,9 @@ class Chain:
         ckpt: what stands in for the source's network.
         done: all stages that were trained or found, in order.
         failed: domains that could not be trained, and why.
+        source: the network that the source is scored by, once it is trained here.
+        predictor: of the domain of an image, where it is predicted.
+        metrics: what a stage of all domains together has to tell.
     """
 
     domains: Domains
@@ -170,6 +256,9 @@ class Chain:
     ckpt: str | None = None
     done: list[Trained] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
+    source: Trained | None = None
+    predictor: Trained | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def source_method(self) -> dict[str, Any] | None:
@@ -181,8 +270,20 @@ class Chain:
 
     @property
     def each(self) -> list[dict[str, Any]]:
-        """The methods that are trained on each domain."""
-        return [stage["method"] for stage in self.plan if stage["name"] != SOURCE]
+        """The methods that are trained on each domain, or on all of them together."""
+        methods = [stage["method"] for stage in self.plan if stage["name"] != SOURCE]
+        return [method for method in methods if not _is(method, DomainPrediction)]
+
+    @property
+    def prediction(self) -> dict[str, Any] | None:
+        """How the domain of an image is predicted; None if it is given."""
+        return next((s["method"] for s in self.plan if _is(s["method"], DomainPrediction)), None)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The domains that have a network of this run, the source first."""
+        trained = self.source_method is not None or self.domains.source_weights is not None
+        return self.domains.names if trained and self.domains.source is not None else self.targets
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -205,8 +306,14 @@ class Chain:
                 where="data.domains, data.source",
                 instead="more domains, or data.source=null",
             )
-        for method in self.each:
+        for i, method in enumerate(self.each):
+            if _is(method, RoundRobin):
+                self._check_round_robin(i)
+                continue
+            self._check_source(method)
             decay = method.get("decay")
+            if decay == "validation":
+                self._check_validation(i)
             unknown = [n for n in decay if n not in self.targets] if isinstance(decay, dict) else []
             if unknown:
                 raise ConfigError(
@@ -216,38 +323,193 @@ class Chain:
                 )
             for name in self.targets:
                 job = self.domains.job(method, name)
-                own_start = method is self.each[0]
-                self._check(replace(job, inherited=self.ckpt if own_start else None, named_by="ckpt"))
+                self._check(replace(job, inherited=self.ckpt if i == 0 else None))
+        if self.prediction is not None:
+            self._check_prediction(self.prediction)
+
+    def _check_prediction(self, method: dict[str, Any]) -> None:
+        """Look whether the domains can be told apart by their images alone, and are one network.
+
+        Raises:
+            ConfigError: they cannot, or are not.
+        """
+        last, config = self.plan[-1]["method"], self.domains.config
+        if not _is(last, AdaptedMethod) or last.get("shared"):
+            raise ConfigError(
+                f"{method['name']} needs one network with adapters of all domains, and method={last['name']}"
+                " has none",
+                where="method, method.before",
+                instead="method=parallel_adapters, method.shared=false",
+            )
+        begun = self.source_method is not None or self.ckpt is not None
+        begun = begun or any(_is(m, RoundRobin) for m in self.each)
+        given = self.domains.source is None and config["backbone"].get("weights") is not None
+        if not begun and not given:
+            raise ConfigError(
+                "every domain begins with a random network of its own; predicted domains need one of all",
+                where="method.before, data.source",
+                instead=f"method.before=[source,{method['name']}]; or data.source=null with backbone.weights",
+            )
+        if config["trainer"]["devices"] > 1:
+            raise ConfigError(
+                f"{method['name']} trains on one device", where="trainer.devices", instead="trainer.devices=1"
+            )
+        shapes = {name: self.domains.data(name).input_shape for name in self.scored}
+        other = next((name for name in shapes if shapes[name] != shapes[self.scored[0]]), None)
+        if other is not None:
+            first = self.scored[0]
+            raise ConfigError(
+                f"the size would tell the domain: images of {first} have {shapes[first][-1]} pixels,"
+                f" those of {other} {shapes[other][-1]}",
+                where="data.signs, data.size",
+                instead="data.signs=[], which cuts and mirrors signs as all others; or"
+                f" data.size={config['data']['image_size']}, which cuts nothing",
+            )
+        job, data = self.domains.prediction(method, self.scored)
+        stages.build_method(job, data.input_shape)
+
+    def _check_round_robin(self, i: int) -> None:
+        """Look whether the stages around a round robin have the adapters that it trains.
+
+        Raises:
+            ConfigError: they have not, or the stage cannot be trained as asked.
+        """
+        name, config = self.each[i]["name"], self.domains.config
+        following = self.each[i + 1] if i + 1 < len(self.each) else {}
+        if not _is(following, Adapters):
+            raise ConfigError(
+                f"{name} trains the adapters of the stage that follows, and there is none with adapters",
+                where="method, method.before",
+                instead=f"method=parallel_adapters method.before=[source,{name}]",
+            )
+        if any(not _is(m, Adapters) or _design(m) != _design(following) for m in self.each[i - 1 : i]):
+            raise ConfigError(
+                f"{name} goes on with the adapters of {self.each[i - 1]['name']}, and those of"
+                f" {following['name']} are others",
+                where="method.before",
+                instead=f"[source,{following['name']},{name}], or [source,{name}]",
+            )
+        if following.get("shared"):
+            raise ConfigError(
+                f"the convolutions that {name} has trained are not frozen in its final pass",
+                where="method.shared",
+                instead="false",
+            )
+        if following.get("decay") == "validation":
+            raise ConfigError(
+                f"{name} trains on the validation part, which can then choose no weight decay",
+                where="method.decay",
+                instead="size, a number, or {DOMAIN: number}",
+            )
+        if config["trainer"]["devices"] > 1:
+            raise ConfigError(
+                f"{name} trains on one device: what belongs to other domains than that of the batch has no"
+                " gradient to share",
+                where="trainer.devices",
+                instead="trainer.devices=1",
+            )
+        if self.domains.source is not None and self.source_method is None and self.ckpt is None:
+            raise ConfigError(
+                f"{name} starts from the network of {self.domains.source}, and none is trained",
+                where="method.before, data.source",
+                instead=f"method.before=[source,{name}], or data.source=null",
+            )
+        if self.source_method is not None and self.source_method.get("hidden") is not None:
+            raise ConfigError(
+                f"{name} goes on with the classifier of the source, which is not linear",
+                where="stages.source.hidden",
+                instead="null",
+            )
+        job, data = self.domains.round_robin(self.each[i], following)
+        stages.build_method(job, data.input_shape)
+
+    def _check_source(self, method: Mapping[str, Any]) -> None:
+        """Refuse a network without adapters where one with them is expected."""
+        source = self.source_method
+        if source is None or not method.get("source_with_adapters"):
+            return
+        if source.get("kind") != method["kind"]:
+            raise ConfigError(
+                f"{method['name']} expects a source with adapters, and {source['name']} trains it without",
+                where="method.source, method.source_with_adapters",
+                instead="method.source_with_adapters=false, which puts them in afterwards",
+            )
+
+    def _check_validation(self, i: int) -> None:
+        """Tell what a weight decay that is chosen on the validation part means."""
+        if i:
+            raise ConfigError(
+                f"the stage before {self.each[i]['name']} has trained on the validation part, which can then"
+                " choose no weight decay",
+                where="method.decay",
+                instead="size, a number, or {DOMAIN: number}",
+            )
+        same = [name for name in self.targets if self.domains.data(name).scored_part(name) == "val"]
+        if same:
+            print(
+                f"note: the weight decay is chosen on the validation part, which is also what is scored:"
+                f" {', '.join(same)}",
+                file=sys.stderr,
+            )
 
     def _check(self, job: Job) -> None:
         data = self.domains.data(job.data["domain"])
         size = min(job.method.get("batch_size", 1), len(data.pool("train", "split")))
         stages.build_method(job, data.input_shape).check(size)
 
-    def run(self) -> dict[str, Trained]:
+    def run(self, finished: Callable[[str, Trained], None] | None = None) -> dict[str, Trained]:
         """Train what is not in the cache, and return the last stage of every domain.
 
         A domain that cannot be trained is left out, and told in ``failed``; the others go on.
+
+        Args:
+            finished: is told each domain as soon as its last stage is done, the source at the end.
         """
         start: tuple[str | None, str] = (self.ckpt, checkpoints.content_key(self.ckpt))
         if self.source_method is not None:
             assert self.domains.source is not None
-            source = self._stage(self.domains.job(self.source_method, self.domains.source), *start)
-            start = (str(source.weights), source.key)
+            self.source = self._stage(self.domains.job(self.source_method, self.domains.source), *start)
+            start = (str(self.source.weights), self.source.key)
+        elif self.domains.source_weights is not None:
+            content = checkpoints.load(self.domains.source_weights)
+            self.source = Trained(
+                content["job"]["name"],
+                self.domains.source_weights,
+                start[1],
+                int(content["epochs"]),
+                0.0,
+                True,
+            )
         starts = dict.fromkeys(self.targets, start)
         trained: dict[str, Trained] = {}
-        for method in self.each:
+        for i, method in enumerate(self.each):
+            if _is(method, RoundRobin):
+                if self.failed:  # it is for all of them
+                    break
+                starts = self._round_robin(method, self.each[i + 1], starts, trained)
+                continue
             own = method
+            if i and _is(self.each[i - 1], RoundRobin):
+                own = method | {"_target_": _FINAL_PASS, "name": f"{method['name']} final pass"}
             if hasattr(get_class(method["_target_"]), "join") and trained:
+                if self.failed:  # what is of all domains would be of fewer
+                    break
                 starts, own = self._joined(method, trained)
             for name in starts:
                 try:
                     job = self._with_decay(own, name, *starts[name])
                     trained[name] = self._stage(job, *starts[name])
+                    if finished is not None and i == len(self.each) - 1:
+                        finished(name, trained[name])
                 except Exception as error:  # the others are worth going on for
                     self._fail(name, error)
                     trained.pop(name, None)
             starts = {name: (str(t.weights), t.key) for name, t in trained.items()}
+        if self.prediction is not None and not self.failed:
+            job, data = self.domains.prediction(self.prediction, self.scored)
+            self.predictor = self._train(job, data, data.fingerprint(), None, "")
+        if finished is not None and self.source is not None and self.domains.source is not None:
+            finished(self.domains.source, self.source)
         return trained
 
     def _joined(
@@ -258,19 +520,70 @@ class Chain:
         stage: Any = get_class(method["_target_"])
         starts, settings, report = stage.join(states, method)
         print(report, file=sys.stderr, flush=True)
-        told = json.dumps([{name: t.key for name, t in trained.items()}, method], sort_keys=True)
-        key = hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
-        folder = Path(self.domains.config["cache_dir"]).expanduser() / "joined" / key
-        folder.mkdir(parents=True, exist_ok=True)
+        sizes = {size: method.get(size) for size in ("rank", "fraction", "energy", "joint")}
+        key = _digest([{name: t.key for name, t in trained.items()}, sizes])
+        folder = self._joined_folder(key)
         for name, state in starts.items():
             checkpoints.save({"state_dict": state}, folder / f"{name}.pt")
         return {name: (str(folder / f"{name}.pt"), key) for name in starts}, method | settings
 
+    def _round_robin(
+        self,
+        method: dict[str, Any],
+        following: dict[str, Any],
+        starts: Mapping[str, tuple[str | None, str]],
+        trained: Mapping[str, Trained],
+    ) -> dict[str, tuple[str | None, str]]:
+        """Train one network on all domains, and return what the stage of each then starts from.
+
+        It begins where the stage of each domain has ended; where there was none, where it would begin.
+        """
+        source = self.domains.source
+        if trained:
+            states = {name: checkpoints.load(stage.weights)["state_dict"] for name, stage in trained.items()}
+        else:
+            states = {name: self._untrained(following, name, starts[name][0]) for name in starts}
+        job, data = self.domains.round_robin(method, following)
+        before = _digest([{name: key for name, (_, key) in starts.items()}, job.method])
+        joined = self._joined_folder(before) / f"{method['name']}.pt"
+        checkpoints.save({"state_dict": together(states, source)}, joined)
+        if source is not None:
+            start = stages.build_method(replace(job, inherited=str(joined)), data.input_shape)
+            self.metrics[f"{method['name']}/source_accuracy_before"] = self._accuracy_of_source(start)
+        found = self._train(job, data, data.fingerprint(), str(joined), before)
+        state, folder = checkpoints.load(found.weights)["state_dict"], self._joined_folder(found.key)
+        for name in starts:
+            checkpoints.save({"state_dict": apart(state, name, source)}, folder / f"{name}.pt")
+        if source is not None:
+            self.metrics[f"{method['name']}/source_accuracy"] = self._accuracy_of_source(load(found))
+        if source is not None and self.source is not None:
+            content = checkpoints.load(self.source.weights)
+            own = source_alone(state, content["state_dict"], source)
+            checkpoints.save(content | {"state_dict": own}, folder / f"{source}.pt")
+            self.source = replace(self.source, weights=folder / f"{source}.pt", key=found.key)
+        return {name: (str(folder / f"{name}.pt"), found.key) for name in starts}
+
+    def _untrained(self, method: dict[str, Any], name: str, inherited: str | None) -> dict[str, Any]:
+        job = replace(self.domains.job(method, name), inherited=inherited)
+        return stages.build_method(job, self.domains.data(name).input_shape).state_dict()
+
+    def _accuracy_of_source(self, method: Method) -> float:
+        assert self.domains.source is not None
+        return accuracy(self.domains.predict(method.eval(), self.domains.source))
+
+    def _joined_folder(self, key: str) -> Path:
+        folder = Path(self.domains.config["cache_dir"]).expanduser() / "joined" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def _stage(self, job: Job, inherited: str | None, before: str) -> Trained:
         data = self.domains.data(job.data["domain"], job.data["scored"])
-        job = replace(job, inherited=inherited, named_by="ckpt")
         samples = data.pool(job.role, job.protocol).fingerprint(labels=True)
-        key = job.key(samples, before, self.domains.accelerator, data.split_keys)
+        return self._train(job, data, samples, inherited, before)
+
+    def _train(self, job: Job, data: DataModule, samples: str, inherited: str | None, before: str) -> Trained:
+        job = replace(job, inherited=inherited)
+        key = job.key(samples, before, self.domains.accelerator, Decathlon.split_keys)
         cache = Path(self.domains.config["cache_dir"]).expanduser()
         found = stages.cached_stage(job, cache, data, self.domains.accelerator, key, [])
         how = "found in the cache" if found.cached else f"trained in {found.seconds:.0f} s"
@@ -293,8 +606,25 @@ class Chain:
         return self.domains.job(method | {"decay": best}, name)
 
     def _fail(self, name: str, error: Exception) -> None:
-        self.failed[name] = error
         print(f"{name}: failed, the other domains go on\n{error}", file=sys.stderr, flush=True)
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+        # the frames of its traceback would keep the network in memory
+        error.__cause__ = error.__context__ = None
+        self.failed[name] = error.with_traceback(None)
+
+
+def _is(method: Mapping[str, Any], kind: type) -> bool:
+    return "_target_" in method and issubclass(get_class(method["_target_"]), kind)
+
+
+def _design(method: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: method[key] for key in _DESIGN if key in method}
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def load(trained: Trained) -> Method:
@@ -323,20 +653,22 @@ def train_domains(
     domains = Domains.of(config, data, accelerator)
     chain = Chain(domains, config["plan"], config["ckpt"])
     chain.check()
-    published = set(domains.names) <= set(MAX_ERRORS)
+    own_folders = isinstance(data.domains, Mapping) and any(data.domains.values())
+    published = set(domains.names) == set(MAX_ERRORS) and not own_folders
     reference = Chain(domains, config["reference"], config["ckpt"]) if "reference" in config else None
     if reference is not None and not published:
-        reference.check()
+        _check_reference(reference)
     with folder.opened(config), open_loggers(config, folder.path) as loggers, logging_to(loggers):
-        trained = chain.run()
-        rows = _score(domains, chain, trained, folder.path)
+        found: dict[str, dict[str, Any]] = {}
+        trained = chain.run(
+            lambda name, stage: found.update({name: _score(domains, chain, name, stage, folder.path)})
+        )
+        rows = [found[name] for name in domains.names if name in found]
         write_rows(folder.path / "metrics.csv", [row for stage in chain.done for row in stage.rows])
         _require_all(chain.failed)
         errors = {row["name"]: 1 - row["accuracy"] for row in rows}
         if published:
             limits: dict[str, float] | None = dict(MAX_ERRORS)
-        elif config["method"]["name"] == "finetune":
-            limits = max_errors_of(errors)
         elif reference is not None:
             limits = max_errors_of(_reference_errors(domains, reference))
         else:
@@ -349,6 +681,13 @@ def train_domains(
         }
         metrics["mean/accuracy"] = sum(row["accuracy"] for row in rows) / len(rows)
         metrics["parameters/ratio"] = _ratio(domains, chain, rows)
+        metrics |= chain.metrics
+        if chain.predictor is not None:
+            predicted = _score_predicted(domains, chain, trained)
+            metrics |= predicted
+            errors_predicted = {name: 1 - predicted[f"domain/{name}/predicted_accuracy"] for name in errors}
+            score_predicted = _decathlon_score(errors_predicted, limits)
+            metrics |= {} if score_predicted is None else {"decathlon/score_predicted": score_predicted}
         score = _decathlon_score(errors, limits)
         metrics |= {} if score is None else {"decathlon/score": score}
         results = {
@@ -371,37 +710,53 @@ def train_domains(
     return results
 
 
-def _score(
-    domains: Domains, chain: Chain, trained: Mapping[str, Trained], folder: Path
-) -> list[dict[str, Any]]:
-    """Score every domain, keep its weights and predictions in a folder of its own, and return a row each."""
-    rows = []
-    last = dict(trained)
-    if chain.source_method is not None and domains.source is not None:
-        last = {domains.source: chain.done[0]} | last
-    for name in (name for name in domains.names if name in last):
-        method = load(last[name])
-        predictions = domains.predict(method, name)
-        data = domains.data(name)
-        row = {
-            "name": name,
-            "classes": data.num_classes,
-            "train": len(data.pool("train", "split")),
-            "test": len(predictions.labels),
-            "scored": data.scored_part(name),
-            "accuracy": accuracy(predictions),
-            "source_accuracy": domains.source_accuracy(method),
-            "parameters": own_parameters(method),
-            "common_parameters": common_parameters(method),
-            "seconds": round(sum(s.seconds for s in chain.done if s.name.split(" ")[0] == name), 2),
-        }
-        place = folder / "domains" / name
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(last[name].weights, place / "weights.pt")
-        _keep_predictions(predictions, data.classes, place)
-        write_atomically(place / "result.json", json.dumps(row, indent=1))
-        rows.append(row)
-    return rows
+def _score(domains: Domains, chain: Chain, name: str, stage: Trained, folder: Path) -> dict[str, Any]:
+    """Score a domain, keep its weights and predictions in a folder of its own, and return its row."""
+    method, data = load(stage), domains.data(name)
+    predictions = domains.predict(method, name)
+    row = {
+        "name": name,
+        "classes": data.num_classes,
+        "train": len(data.pool("train", "split")),
+        "test": len(predictions.labels),
+        "scored": data.scored_part(name),
+        "accuracy": accuracy(predictions),
+        "source_accuracy": domains.source_accuracy(method),
+        "parameters": own_parameters(method),
+        "common_parameters": common_parameters(method),
+        "seconds": round(sum(s.seconds for s in chain.done if s.name.startswith(f"{name} ")), 2),
+    }
+    place = folder / "domains" / name
+    place.mkdir(parents=True, exist_ok=True)
+    # a stage in the cache may have been trained when its classes were called otherwise
+    content = checkpoints.load(stage.weights) | {"classes": list(data.classes)}
+    checkpoints.save(content, place / "weights.pt")
+    _keep_predictions(predictions, data.classes, place)
+    write_atomically(place / "result.json", json.dumps(row, indent=1))
+    return row
+
+
+def _score_predicted(domains: Domains, chain: Chain, trained: Mapping[str, Trained]) -> dict[str, float]:
+    """Score all domains anew, that of each image predicted: a wrong one is an error, whatever the class."""
+    assert chain.predictor is not None
+    assert chain.prediction is not None
+    names, device = chain.scored, torch.device(domains.accelerator)
+    _, data = domains.prediction(chain.prediction, names)
+    methods: dict[str, Any] = {name: load(trained[name]) for name in names if name in trained}
+    network, places = in_one(methods, next((name for name in names if name not in methods), None))
+    predictor = load(chain.predictor).to(device)
+    network.to(device)
+    known = [(places[name], domains.data(name).augmentation) for name in names]
+    metrics: dict[str, float] = {}
+    right, count = 0, 0
+    for number, name in enumerate(names):
+        batches = data.clean(name, "test", "split", batch_size=256, device=device)
+        domain, classes, labels = predict_both(predictor, network, known, batches, data.seen(name))
+        found = domain == number
+        metrics[f"domain/{name}/predicted_accuracy"] = float((found & (classes == labels)).float().mean())
+        right, count = right + int(found.sum()), count + len(found)
+    metrics["mean/predicted_accuracy"] = sum(metrics.values()) / len(metrics)
+    return metrics | {"domain_prediction/accuracy": right / count}
 
 
 def _keep_predictions(predictions: Predictions, classes: Iterable[str], folder: Path) -> None:
@@ -436,15 +791,51 @@ def _ratio(domains: Domains, chain: Chain, rows: Sequence[Mapping[str, Any]]) ->
     one = sum(p.numel() for p in plain.parameters())
     own = sum(row["parameters"] for row in rows)
     common = max(row["common_parameters"] for row in rows)
-    from_elsewhere = one if chain.ckpt is not None else 0
-    return (own + common + from_elsewhere) / one
+    last = chain.each[-1]
+    frozen = chain.source is None and _is(last, AdaptedMethod) and not last.get("shared")
+    return (own + common + (one if frozen else 0)) / one
+
+
+def _check_reference(reference: Chain) -> None:
+    """Look whether the method that the score is measured by can be trained as well.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        reference.check()
+    except UserError as error:
+        raise type(error)(
+            f"{reference.plan[-1]['name']}, whose errors the score is measured by, cannot be trained:"
+            f" {error.what}",
+            where=f"method.reference ({error.where})" if error.where else "method.reference",
+            instead=f"method.reference=none for no score; or {error.instead}",
+        ) from error
+
+
+def _require_all_labels(config: Mapping[str, Any]) -> None:
+    """Refuse settings that hide labels, or train on what is scored."""
+    data, method = config["data"], config["method"]["name"]
+    for key in ("labels_per_class", "labels_file", "labelled_classes"):
+        if data.get(key) is not None:
+            raise ConfigError(
+                f"method={method} on several domains learns from all labels",
+                where=f"data.{key}",
+                instead="null; data.train_share=0.1 takes fewer images",
+            )
+    if config["protocol"] == "all":
+        raise ConfigError(
+            f"method={method} on several domains scores images that it has not seen",
+            where="protocol",
+            instead="split",
+        )
 
 
 def _reference_errors(domains: Domains, reference: Chain) -> dict[str, float]:
     trained = reference.run()
     _require_all(reference.failed)
-    if reference.source_method is not None and domains.source is not None:
-        trained = {domains.source: reference.done[0]} | trained
+    if reference.source is not None and domains.source is not None:
+        trained = {domains.source: reference.source} | trained
     return {name: 1 - accuracy(domains.predict(load(stage), name)) for name, stage in trained.items()}
 
 
@@ -473,8 +864,9 @@ def _require_all(failed: Mapping[str, Exception]) -> None:
     if not all(isinstance(e, UserError) for e in failed.values()):
         raise next(e for e in failed.values() if not isinstance(e, UserError))
     assert isinstance(error, UserError)
+    kept = "with another run_dir, what was trained is found in the cache"
     raise type(error)(
         f"{len(failed)} of the domains failed ({', '.join(failed)}); {name}: {error.what}",
         where=error.where,
-        instead=f"{error.instead or 'the same without it'}; what was trained is kept: resume=true goes on",
+        instead=f"{error.instead or 'the same without it'}; {kept}",
     )

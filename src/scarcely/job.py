@@ -123,7 +123,7 @@ class Job:
         content["method"].pop("keep", None)
         content |= {"keep": self.keep} if self.keep else {}  # a stage without these files is another one
         elsewhere = ("root", "labelled", "unlabelled", "resident", "cache_dir", "workers", "download")
-        content["data"] = {k: v for k, v in self.data.items() if k not in (*elsewhere, *chosen_by)}
+        content["data"] = _without(self.data, (*elsewhere, *chosen_by))
         for how in ("log_every", "accelerator"):  # of the accelerator it matters what was found
             content["trainer"].pop(how)
         content |= {
@@ -136,6 +136,13 @@ class Job:
         }
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _without(values: Any, keys: Sequence[str]) -> Any:
+    """Leave out keys of a configuration, of the data sets within it too."""
+    if isinstance(values, dict):
+        return {k: _without(v, keys) for k, v in values.items() if k not in keys}
+    return [_without(v, keys) for v in values] if isinstance(values, list) else values
 
 
 @lru_cache(maxsize=1)

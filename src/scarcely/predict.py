@@ -1,9 +1,10 @@
-"""Name the cluster or class of images in a folder with a finished run."""
+"""Name the cluster or class of images with a finished run, in a folder or of the challenge."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +14,47 @@ from scarcely.errors import CheckpointError, ConfigError, DataError
 
 USAGE = """\
 python scripts/predict.py ckpt=RUN images=FOLDER out=labels.csv
+python scripts/predict.py ckpt=RUN challenge=out.json
 
   ckpt      the folder of a finished run, or its weights.pt
   images    a folder; images in folders below it are found too
   out       the CSV file to write: file, cluster (or class), confidence
             where new classes were discovered beside known ones, these are named and those numbered:
             "new 1" is cluster 0 of the report
+  challenge the JSON file to write, of a run over domains of the Visual Decathlon: image_id and category_id of
+            every test image
   batch_size=256   images at a time
   on_error=raise   raise | skip: what to do with an image that cannot be read
 """
-DEFAULTS = {"batch_size": "256", "on_error": "raise"}
+DEFAULTS = {"images": "", "out": "", "challenge": "", "batch_size": "256", "on_error": "raise"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``key=value`` arguments, predict, and return the exit code."""
     from scarcely.cli import run_command
 
-    return run_command(USAGE, {"ckpt", "images", "out"}, DEFAULTS, predict, argv)
+    return run_command(USAGE, {"ckpt"}, DEFAULTS, _command, argv)
+
+
+def _command(arguments: dict[str, str]) -> None:
+    given = [key for key in ("images", "out") if arguments[key]]
+    others = [*given, *(["on_error"] if arguments["on_error"] == "skip" else [])]
+    if arguments["challenge"] and others:
+        raise ConfigError(
+            f"challenge takes all images of the release, and {' and '.join(others)} is given too",
+            where=f"challenge, {', '.join(others)}",
+            instead="challenge=out.json alone",
+        )
+    if not arguments["challenge"] and len(given) < 2:
+        missing = [key for key in ("images", "out") if key not in given]
+        raise ConfigError(f"{', '.join(missing)} must be given", instead=USAGE.splitlines()[0])
+    if not arguments["batch_size"].isdigit() or int(arguments["batch_size"]) < 1:
+        raise ConfigError(
+            f"batch_size={arguments['batch_size']}", where="batch_size", instead="a whole number"
+        )
+    if arguments["on_error"] not in ("raise", "skip"):
+        raise ConfigError(f"on_error={arguments['on_error']}", where="on_error", instead="raise or skip")
+    (predict_challenge if arguments["challenge"] else predict)(arguments)
 
 
 def load_run(path: str) -> tuple[Any, dict[str, Any]]:
@@ -100,24 +125,15 @@ def old_and_new(method: Any, content: dict[str, Any], folder: Path) -> tuple[Any
 def predict(arguments: dict[str, str]) -> None:
     """Write ``file,cluster,confidence`` (or ``class``) of all images below a folder."""
     import torch
-    from hydra.utils import instantiate
 
     from scarcely import checkpoints
     from scarcely.data.imagefolder import list_images
-    from scarcely.data.loader import DeviceLoader
     from scarcely.files import write_atomically
 
     folder, out = Path(arguments["images"]).expanduser(), Path(arguments["out"]).expanduser()
-    if not arguments["batch_size"].isdigit() or int(arguments["batch_size"]) < 1:
-        raise ConfigError(
-            f"batch_size={arguments['batch_size']}", where="batch_size", instead="a whole number"
-        )
-    if arguments["on_error"] not in ("raise", "skip"):
-        raise ConfigError(f"on_error={arguments['on_error']}", where="on_error", instead="raise or skip")
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", where="images", instead="a folder of images")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out}", where="out", instead="a file in a folder that exists")
+    _require_writable(out, "out")
     method, content = load_run(arguments["ckpt"])
     shape = content["input_shape"]
     if len(shape) != 3:
@@ -135,19 +151,12 @@ def predict(arguments: dict[str, str]) -> None:
             f"there is no image in {folder}", where="images", instead="jpg, png, bmp, gif, tif, webp"
         )
     samples = _read(folder, names, content.get("decoded_size") or shape[1], shape[0], arguments["on_error"])
-    augmentation = instantiate(content["job"]["data"]["augmentation"], _convert_="all")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = DeviceLoader.evaluation(
-        samples, augmentation, batch_size=int(arguments["batch_size"]), device=device
-    )
     task, scores_of, classes = content["job"]["method"]["task"], None, None
     if task in ("classification", "domains"):
         classes = content["classes"]
     elif task == "discovery":
         scores_of, classes = old_and_new(method, content, checkpoints.find(arguments["ckpt"]).parent)
-        if isinstance(scores_of, torch.nn.Module):
-            scores_of.to(device)
-    predictions = method.to(device).predict_all(loader, scores_of)
+    predictions = _predictions(method, content, samples, int(arguments["batch_size"]), scores_of)
     confidence, predicted = predictions.probabilities.max(dim=1)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -157,6 +166,102 @@ def predict(arguments: dict[str, str]) -> None:
     write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
     what = "classes" if classes else "clusters"
     print(f"{len(samples)} images, {len(set(predicted.tolist()))} {what}: {out}", file=sys.stderr)
+
+
+def predict_challenge(arguments: dict[str, str]) -> None:
+    """Write the class of every test image of the Visual Decathlon, as the challenge asks for it.
+
+    The file is one list over all domains of the run, ``[{"image_id": 1, "category_id": 10000001}, ...]``,
+    with the ids of the annotation files. That this is what the server takes is an assumption: the results of
+    COCO's layout, of which the annotations are, without scores.
+
+    Domains without numbered test images, such as class folders, are left out, and named.
+
+    Raises:
+        CheckpointError: no finished run over several domains.
+        DataError: none of its domains has such images, or the classes are no longer those of the run.
+    """
+    from scarcely.files import write_atomically
+
+    run, out = Path(arguments["ckpt"]).expanduser(), Path(arguments["challenge"]).expanduser()
+    _require_writable(out, "challenge")
+    names = sorted(path.parent.name for path in run.glob("domains/*/weights.pt"))
+    if not names or not (run / "results.json").is_file():
+        raise CheckpointError(
+            f"{run} is no finished run over several domains",
+            where="ckpt",
+            instead="the folder of one (resume=true finishes it)",
+        )
+    images = {name: _challenge_images(run / "domains" / name) for name in names}
+    left_out = [name for name in names if images[name] is None]
+    if len(left_out) == len(names):
+        raise DataError(
+            f"no domain of this run has test images with ids: {', '.join(names)}",
+            where="ckpt",
+            instead="a run over domains of a release with NAME_test_stripped.json or NAME_test.json",
+        )
+    entries = []
+    for name in (name for name in names if images[name] is not None):
+        entries += _challenge_entries(run / "domains" / name, images[name], int(arguments["batch_size"]))
+    write_atomically(out, json.dumps(entries))
+    without = f" (without test images, and left out: {', '.join(left_out)})" if left_out else ""
+    print(f"{len(entries)} images of {len(names) - len(left_out)} domains: {out}{without}", file=sys.stderr)
+
+
+def _challenge_images(folder: Path) -> Any:
+    """Return the test images of a domain, by the data that its network was trained on; None without any."""
+    from hydra.utils import instantiate
+
+    from scarcely import checkpoints
+
+    data = instantiate(checkpoints.load(folder / "weights.pt")["job"]["data"], _convert_="all")
+    data.check()
+    try:
+        return data.test_images()
+    except DataError:
+        return None
+
+
+def _challenge_entries(folder: Path, images: Any, batch_size: int) -> list[dict[str, int]]:
+    import torch
+
+    method, content = load_run(str(folder))
+    if len(images.category_ids) != len(content["classes"]):
+        raise DataError(
+            f"the annotations of {folder.name} have {len(images.category_ids)} categories, the run had"
+            f" {len(content['classes'])} classes",
+            where="data.root",
+            instead="the annotations that the run was trained with",
+        )
+    samples = _read(images.root, images.files, content["decoded_size"], 3, "raise")
+    predictions = _predictions(method, content, samples, batch_size)
+    predicted = torch.tensor(images.category_ids)[predictions.probabilities.argmax(dim=1)]
+    return [
+        {"image_id": image, "category_id": category}
+        for image, category in zip(images.ids, predicted.tolist(), strict=True)
+    ]
+
+
+def _require_writable(out: Path, where: str) -> None:
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write {out}", where=where, instead="a file in a folder that exists")
+
+
+def _predictions(
+    method: Any, content: dict[str, Any], samples: Any, batch_size: int, scores_of: Any = None
+) -> Any:
+    """Return what a method says of samples, seen as its run has seen those that it was scored on."""
+    import torch
+    from hydra.utils import instantiate
+
+    from scarcely.data.loader import DeviceLoader
+
+    augmentation = instantiate(content["job"]["data"]["augmentation"], _convert_="all")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(scores_of, torch.nn.Module):
+        scores_of.to(device)
+    loader = DeviceLoader.evaluation(samples, augmentation, batch_size=batch_size, device=device)
+    return method.to(device).predict_all(loader, scores_of)
 
 
 def _read(folder: Path, names: list[str], size: int, channels: Any, on_error: Any) -> Any:

@@ -34,7 +34,7 @@ def test_only_what_belongs_to_the_domain_has_a_gradient(method):
     x = torch.randn(4, *data.input_shape)
     built(x).sum().backward()
     assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
-    assert built.source_logits(x).shape == (4, 3)
+    assert built.source_logits(x) is None  # its classifier is random: nothing was taken over
 
 
 @pytest.mark.parametrize("method", KINDS)

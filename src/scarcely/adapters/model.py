@@ -78,6 +78,11 @@ class AdaptedModel(nn.Module):
         """Return the name of the current domain."""
         return self.selection.current
 
+    @property
+    def num_features(self) -> int:
+        """Return the features that the classifiers take."""
+        return next(head.num_features for head in self._sites_of(DomainHead).values())
+
     def num_classes(self, name: str) -> int:
         """Return the classes of a domain.
 

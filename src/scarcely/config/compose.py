@@ -257,22 +257,34 @@ def _with_labeler(labeler: str, overrides: Sequence[str], choices: Mapping[str, 
 def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, Any]]:
     method = config["method"]
     plan: list[dict[str, Any]] = []
-    if config.get("ckpt") is None:
-        for name in method.get("before") or []:
-            source = config.get(name) or method.get(name, name)
-            if name == "class_count" and config.get("num_new") != "auto":
-                continue
-            if source == "none" or not isinstance(source, str):
-                continue
-            if name == "pretext" and not _is_pretext(source) and is_path(source):
-                plan.append({"name": name, "method": None, "checkpoint": source})
-            else:
-                earlier = _earlier(name, source, config, choices)
-                if method.get("task") == "domains" and name != "source":
-                    earlier |= _short_of(name, config)
-                plan.append({"name": name, "method": earlier})
+    many = method.get("task") == "domains"
+    for name in method.get("before") or []:
+        if config.get("ckpt") is not None and not (many and name != "source"):
+            continue  # of several domains it stands in for the network of the source alone
+        source = config.get(name) or method.get(name, name)
+        if name == "class_count" and config.get("num_new") != "auto":
+            continue
+        if source == "none" or not isinstance(source, str):
+            continue
+        if name == "pretext" and not _is_pretext(source) and is_path(source):
+            plan.append({"name": name, "method": None, "checkpoint": source})
+        elif many and source == method.get("name") and name != "source":  # once more after another stage
+            plan.append({"name": name, "method": copy.deepcopy(method)})
+        else:
+            earlier = _earlier(name, source, config, choices)
+            if many and name != "source":
+                earlier |= _short_of(name, config) | _same_network(name, earlier, config)
+            plan.append({"name": name, "method": earlier})
     plan.append({"name": method.get("stage", "train"), "method": method})
     return plan
+
+
+def _same_network(name: str, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the last stage has its adapters, for an earlier one that does not say it itself."""
+    stages = config["stages"] if isinstance(config["stages"], dict) else {}
+    own = stages.get(name) or {}
+    method = config["method"]
+    return {k: method[k] for k in ("where", "dropout") if k in method and k in earlier and k not in own}
 
 
 def _short_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,7 +298,7 @@ def _reference(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[
     """Return the stages of the method whose errors the score of several domains is measured by; or none."""
     method = config["method"]
     name = method.get("reference")
-    if method.get("task") != "domains" or name in (None, "none", method.get("name")):
+    if method.get("task") != "domains" or name in (None, "none"):
         return []
     reference = _earlier(name, name, config, choices)
     reference |= _short_of(name, config)

@@ -86,6 +86,7 @@ METHOD_KEYS: dict[str, Any] = {
     "epochs": NonNegativeInt,
     "batch_size": PositiveInt,
     "keep": list[PositiveInt],
+    "rounds": PositiveInt | None,
 }
 
 

@@ -90,9 +90,7 @@ class AdaptedMethod(DomainMethod):
         if not (self.source_with_adapters and self.num_source):
             found = checkpoints.fill(self._plain[0], tensors, source=source, least=least, where=where)
             head = nn.Linear(self.num_features, max(1, self.num_source))
-            given = {name: tensors.get(f"head.{name}") for name in ("weight", "bias")}
-            if all(t is not None and t.shape == head.state_dict()[n].shape for n, t in given.items()):
-                head.load_state_dict(given)
+            if self.fill_source(head, tensors):
                 found.unexpected = [name for name in found.unexpected if not name.startswith("head.")]
             self.backbone = self._attached(head)
             self._freeze_others()
@@ -103,6 +101,7 @@ class AdaptedMethod(DomainMethod):
         self.backbone.add_domain(TARGET, self.num_classes, like=SOURCE, fresh_adapters=True)
         self.backbone.set_domain(TARGET)
         self._freeze_others()
+        self.source_known.fill_(True)
         found.missing = [
             name for name in found.missing if f".{TARGET}." not in name
         ]  # new, as they should be
@@ -122,7 +121,7 @@ class AdaptedMethod(DomainMethod):
 
     def source_logits(self, x: Tensor) -> Tensor | None:
         """Return scores of the source's classes: nothing of it was trained."""
-        if not self.num_source:
+        if not self.num_source or not bool(self.source_known):
             return None
         with self.backbone.domain(SOURCE):
             return self.backbone(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
@@ -27,6 +28,8 @@ class DomainMethod(Method):
         frozen_bn: mode of frozen BatchNorm layers.
     """
 
+    source_known: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
@@ -40,24 +43,31 @@ class DomainMethod(Method):
         self.source_head = nn.Linear(backbone.num_features, num_source) if num_source else None
         if self.source_head is not None:
             self.source_head.requires_grad_(False)
+        # whether it is the source's, or random: a checkpoint may have had none
+        self.register_buffer("source_known", torch.tensor(False))
         # the metric refuses one class
         self.accuracy = MulticlassAccuracy(max(2, num_classes), average="micro", ignore_index=-1)
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Keep the classifier of the source, to see what of it is forgotten."""
-        found = {name: tensors.get(f"head.{name}") for name in ("weight", "bias")}
-        if self.source_head is None:
+        if self.source_head is None or not self.fill_source(self.source_head, tensors):
             return ()
-        own = self.source_head.state_dict()
-        if any(tensor is None or tensor.shape != own[name].shape for name, tensor in found.items()):
-            self.source_head = None  # a checkpoint without it, or of another source
-            return ()
-        self.source_head.load_state_dict(found)
         return ("head.weight", "head.bias")
+
+    def fill_source(self, head: nn.Linear, tensors: Mapping[str, Tensor]) -> bool:
+        """Fill a classifier with that of the source, if it is among the tensors; remember whether it was."""
+        own = head.state_dict()
+        found = {name: tensors[f"head.{name}"] for name in own if f"head.{name}" in tensors}
+        known = all(name in found and found[name].shape == tensor.shape for name, tensor in own.items())
+        self.source_known.fill_(known)
+        if known:
+            head.load_state_dict(found)
+        return known
 
     def source_logits(self, x: Tensor) -> Tensor | None:
         """Return scores of the source domain's classes, by the network as it is now; None without them."""
-        return None if self.source_head is None else self.source_head(self.features(x))
+        known = self.source_head is not None and bool(self.source_known)
+        return self.source_head(self.features(x)) if known and self.source_head is not None else None
 
     def own_parameters(self) -> int:
         """Return how many parameters a domain has for itself, its classifier left out."""

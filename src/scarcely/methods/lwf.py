@@ -53,8 +53,14 @@ class LwF(DomainMethod):
         self.train()
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Let the old network be the one that training starts from."""
+        """Let the old network be the one that training starts from.
+
+        Raises:
+            ConfigError: it has no classifier of the source, whose answers are to be kept.
+        """
         taken = super().adopt(tensors)
+        if not self.source_known:
+            raise self._no_source()
         self.old_backbone.load_state_dict(self.backbone.state_dict())
         self.old_head = copy.deepcopy(self.source_head)
         if self.old_head is not None:
@@ -62,18 +68,21 @@ class LwF(DomainMethod):
         return taken
 
     def check(self, batch_size: int) -> None:
-        """Look for the classifier of the source, whose answers are to be kept.
+        """Look for the classifier of the source.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there will be none.
         """
         super().check(batch_size)
         if self.source_head is None:
-            raise ConfigError(
-                "lwf keeps the answers of the source's classifier, and there is none",
-                where="method, data.source",
-                instead="a source domain that is trained here, or ckpt=RUN of method=supervised on it",
-            )
+            raise self._no_source()
+
+    def _no_source(self) -> ConfigError:
+        return ConfigError(
+            "lwf keeps the answers of the source's classifier, and there is none",
+            where="method, data.source",
+            instead="a source domain that is trained here, or ckpt=RUN of method=supervised on it",
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """Return class scores (N, C)."""

@@ -11,6 +11,7 @@ from scarcely.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "data"
 SHAPES = {
+    "shapes": (128, 128, 3),
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
     "kmnist": (28, 28, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import time
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
 
 from scarcely import checkpoints
 from scarcely.backbones.base import Backbone
@@ -26,9 +28,10 @@ from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
 from scarcely.callbacks.snapshots import Snapshots
 from scarcely.config.schema import METHOD_KEYS
-from scarcely.config.signature import signature_of
+from scarcely.config.signature import constant_of, signature_of
 from scarcely.data.module import DataModule
-from scarcely.errors import UserError
+from scarcely.data.objects import ObjectImages
+from scarcely.errors import DataError, UserError
 from scarcely.files import remove_parts
 from scarcely.job import Job
 from scarcely.launch import launch
@@ -172,6 +175,45 @@ def build_method(job: Job, input_shape: tuple[int, ...], *, inherit: bool = True
     return method
 
 
+def targets_of(
+    method: Mapping[str, Any], data: DataModule, protocol: Literal["all", "split"]
+) -> Tensor | None:
+    """Return all classes that each image of a stage's pool shows, for a method that learns from them.
+
+    Args:
+        method: the configuration of the stage's method.
+        data: the data, set up.
+        protocol: of the pool.
+
+    Returns:
+        (N, C) int8 as `ObjectImages.targets`; None for a method that learns from one label or none.
+
+    Raises:
+        DataError: the data know one class an image.
+    """
+    if not constant_of(method["_target_"], "learns_targets"):
+        return None
+    if not isinstance(data, ObjectImages):
+        raise DataError(
+            f"{method['name']} learns from all classes that an image shows, and data={data.name} has one"
+            " label an image",
+            where="data",
+            instead="data=shapes, data=voc or other images with several objects, or method=supervised",
+        )
+    return data.targets(method.get("role", "train"), protocol)
+
+
+def fingerprint_of(job: Job, data: DataModule) -> str:
+    """Return a hash of all that a stage learns from: samples and labels, and several of them an image."""
+    samples = data.pool(job.role, job.protocol).fingerprint(labels=job.role != "pretext")
+    targets = targets_of(job.method, data, job.protocol)
+    if targets is None:
+        return samples
+    digest = hashlib.blake2b(samples.encode(), digest_size=16)
+    digest.update(targets.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def train(
     job: Job,
     folder: Path,
@@ -202,6 +244,9 @@ def train(
     torch.set_float32_matmul_precision("high")
     method = build_method(job, data.input_shape)
     method.place = Place(job.seed, job.name, job.epochs, rank, world, job.protocol)
+    targets = targets_of(job.method, data, job.protocol)
+    if targets is not None:  # moves with the method, and is no part of its state: the data give it again
+        method.register_buffer("targets", targets, persistent=False)
     method.ready()
     history = History(folder / "metrics.csv", job.name, earlier or [], job.trainer["log_every"])
     if rank == 0 and method.inheritance:
@@ -225,6 +270,7 @@ def train(
             gather=getattr(method, "pairs", "local") == "global",
             group=getattr(method, "group", 0),
             labelled_batch_size=getattr(method, "labelled_batch_size", None),
+            epoch_of=getattr(method, "epoch_of", "unlabelled"),
             subset=getattr(method, "subset", None),
             augmentation=method.augmentation(data.augmentation),
             **loaders,

@@ -29,21 +29,40 @@ EXPERIMENTS = options_of("experiment")
 # -- every method, data set and labeler ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", DATA)
-def test_every_method_and_labeler_is_sound_or_refused(data):
+# One data set of every sort is composed with all methods; of the others those pairs that have a recipe, and the
+# remaining ones, which differ from these in names alone, by the slow tests.
+OF_EVERY_SORT = {"digits", "two_moons", "tfidf", "imagefolder", "omniglot", "shapes", "decathlon"}
+
+
+def pairs(data, quick):
+    """The methods that are composed with a data set by the quick tests, or else those that are left."""
+    own = {path.stem.removesuffix(f"-{data}") for path in (CONF / "recipe").glob(f"*-{data}.yaml")}
+    chosen = set(METHODS) if data in OF_EVERY_SORT else own
+    return sorted(chosen if quick else set(METHODS) - chosen)
+
+
+@pytest.mark.parametrize(("data", "quick"), [(data, True) for data in DATA])
+def test_every_method_and_labeler_is_sound_or_refused(data, quick):
     given = [f"data={data}"]
-    for labeler in LABELERS:  # the pretext, which is the same with each, is looked at below
-        config = sound(*given, "method=lsdc", f"method/labeler={labeler}", "pretext=none")
-        assert config["method"]["labeler"]["_target_"].endswith(f".{labeler}_adjacency")
-    for method in set(METHODS) - {"lsdc"}:
+    for method in pairs(data, quick):
         if "images" in NEEDS[method] and data in VECTORS:
             with pytest.raises(ConfigError, match="holds vectors"):
                 check(composed(*given, f"method={method}"))
         elif method in OF_DOMAINS and data != "decathlon":
             with pytest.raises(ConfigError, match="trains on several domains"):
                 check(composed(*given, f"method={method}"))
+        elif method == "lsdc":
+            for labeler in LABELERS:  # the pretext, which is the same with each, is looked at below
+                config = sound(*given, "method=lsdc", f"method/labeler={labeler}", "pretext=none")
+                assert config["method"]["labeler"]["_target_"].endswith(f".{labeler}_adjacency")
         else:
             assert sound(*given, f"method={method}")["method"]["name"] == method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", sorted(set(DATA) - OF_EVERY_SORT))
+def test_the_other_pairs_are_sound_or_refused_too(data):
+    test_every_method_and_labeler_is_sound_or_refused(data, quick=False)
 
 
 @pytest.mark.parametrize("data", sorted(DATA))

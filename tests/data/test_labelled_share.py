@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scarcely.data.augment import ImageAugmentation, VectorAugmentation
@@ -33,31 +33,36 @@ def _epoch(mask: torch.Tensor, epoch: int = 0, **options: Any) -> list[Batch]:
     return batches
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     labelled=st.integers(1, 40),
     unlabelled=st.integers(1, 40),
     batch_size=st.integers(2, 12),
     share=st.floats(0, 1),
     epoch=st.integers(0, 2),
+    epoch_of=st.sampled_from(["labelled", "unlabelled"]),
     resident=st.booleans(),
 )
-def test_an_epoch_goes_once_through_the_unlabelled_samples(
-    labelled, unlabelled, batch_size, share, epoch, resident
+def test_an_epoch_goes_once_through_the_unlabelled_samples_or_the_labelled_ones(
+    labelled, unlabelled, batch_size, share, epoch, epoch_of, resident
 ):
     mask = _mask(labelled, unlabelled)
     count = 1 + round(share * (batch_size - 2))
+    options: dict[str, Any] = dict(labelled_batch_size=count, epoch_of=epoch_of, resident=resident)
+    batches = _epoch(mask, epoch, batch_size=batch_size, **options)
+    if epoch_of == "labelled":
+        count = min(count, labelled)
     others = min(batch_size - count, unlabelled)
-    batches = _epoch(mask, epoch, batch_size=batch_size, labelled_batch_size=count, resident=resident)
-    assert len(batches) == unlabelled // others
+    assert len(batches) == (labelled // count if epoch_of == "labelled" else unlabelled // others)
     seen: Counter[int] = Counter()
     for batch in batches:
         assert int(mask[batch.index].sum()) == count
         assert len(batch.index) == count + others
         seen.update(batch.index.tolist())
-    assert all(seen[row] <= 1 for row in range(len(mask)) if not mask[row])
-    turns = [seen[row] for row in range(len(mask)) if mask[row]]
-    assert max(turns) - min(turns) <= 1, "all labelled samples are seen equally often"
+    whole = mask if epoch_of == "labelled" else ~mask
+    assert all(seen[row] <= 1 for row in range(len(mask)) if whole[row])
+    turns = [seen[row] for row in range(len(mask)) if not whole[row]]
+    assert max(turns) - min(turns) <= 1, "all of the others are seen equally often"
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -65,13 +70,16 @@ def test_an_epoch_goes_once_through_the_unlabelled_samples(
     world=st.sampled_from([2, 4]),
     per_rank=st.integers(2, 5),
     count=st.integers(1, 7),
+    unlabelled=st.sampled_from([8, 60]),
+    epoch_of=st.sampled_from(["labelled", "unlabelled"]),
     gather=st.booleans(),
 )
-def test_ranks_share_a_batch_and_its_labelled_samples(world, per_rank, count, gather):
-    mask = _mask(30, 60)
-    options: dict[str, Any] = dict(
-        batch_size=world * per_rank, labelled_batch_size=min(count, world * per_rank - 1)
-    )
+def test_ranks_share_a_batch_and_its_labelled_samples(world, per_rank, count, unlabelled, epoch_of, gather):
+    mask = _mask(30, unlabelled)
+    count = min(count, world * per_rank - 1)
+    size = count + min(world * per_rank - count, unlabelled)
+    assume(size % world == 0)  # else the last few are left to one process alone
+    options: dict[str, Any] = dict(batch_size=world * per_rank, labelled_batch_size=count, epoch_of=epoch_of)
     one = _epoch(mask, 1, **options)
     ranks = [_epoch(mask, 1, rank=r, world_size=world, gather=gather, **options) for r in range(world)]
     for whole, *parts in zip(one, *ranks, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from scarcely.data.samples import Samples
 from scarcely.errors import ConfigError, DataError
 from scarcely.seeds import derive_seed
 
-__all__ = ["Batch", "DeviceLoader", "numbered"]
+__all__ = ["Batch", "DeviceLoader", "EpochOf", "numbered"]
+
+EpochOf = Literal["labelled", "unlabelled"]
 
 _AHEAD = 2  # batches that the background thread may be in advance
 
@@ -93,9 +95,9 @@ class DeviceLoader:
             ask for groups where a method must not see them.
         labelled: (n,) bool, the samples that count as labelled for `labelled_batch_size`.
         labelled_batch_size: number of labelled samples in each batch, spread evenly over it, so that all
-            ranks have their share; None takes samples as they come. The rest of a batch is unlabelled. An
-            epoch goes once through the unlabelled samples (but for the last, short batch), and through as
-            many of the labelled ones, in a random order, again and again if they are too few.
+            ranks have their share; None takes samples as they come. The rest of a batch is unlabelled.
+        epoch_of: which of the two an epoch then goes through once (but for the last, short batch); of the
+            others it takes as many as its batches need, in a random order, again and again if they are few.
         subset: function of the epoch and the number of samples that returns which of them, (n,) int64, the
             epoch goes through; None for all.
 
@@ -126,6 +128,7 @@ class DeviceLoader:
         group: int = 0,
         labelled: Tensor | None = None,
         labelled_batch_size: int | None = None,
+        epoch_of: EpochOf = "unlabelled",
         subset: Callable[[int, int], Tensor | None] | None = None,
     ) -> None:
         if batch_size < 1:
@@ -178,7 +181,7 @@ class DeviceLoader:
         if group:
             self._total = self._count_grouped()
         elif labelled is not None and labelled_batch_size is not None:
-            self._total = self._count_mixed(labelled, labelled_batch_size)
+            self._total = self._count_mixed(labelled, labelled_batch_size, epoch_of)
         self._shares = self._evaluation_shares() if clean else self._training_shares()
         self.set_epoch(0)
 
@@ -243,7 +246,7 @@ class DeviceLoader:
         ranks = self.world_size
         unit = ranks * (self.group or 1)  # no group is ever cut
         total = self._total // unit * unit
-        size = min(self.batch_size, total)
+        size = self._mixed_size if self._from else min(self.batch_size, total)
         shares = []
         for start in range(0, total - size + 1 if self.drop_last else total, size):
             count = min(size, total - start)
@@ -306,7 +309,7 @@ class DeviceLoader:
         members = first[sequence].unsqueeze(1) + torch.arange(self.group)
         return self._rows[by_class[members.flatten()]]
 
-    def _count_mixed(self, labelled: Tensor, count: int) -> int:
+    def _count_mixed(self, labelled: Tensor, count: int, epoch_of: EpochOf) -> int:
         if not 0 < count < self.batch_size:
             raise ValueError(f"{count} labelled samples in a batch of {self.batch_size}")
         rows, others = (mask.nonzero().flatten() for mask in (labelled.cpu(), ~labelled.cpu()))
@@ -316,28 +319,41 @@ class DeviceLoader:
                 where="method.labelled_batch_size",
                 instead="null, for samples as they come",
             )
-        others_in_batch = min(self.batch_size - count, len(others))
-        size = count + others_in_batch
+        if epoch_of == "labelled":
+            count = min(count, len(rows))
+        rest = min(self.batch_size - count, len(others))
+        rest -= (count + rest) % self.world_size  # the ranks' shares are equal
+        if not rest:
+            raise DataError(
+                f"{len(others)} unlabelled samples for {self.world_size} devices", instead="fewer devices"
+            )
+        size = count + rest
         self._from = rows, others
         # Spread evenly, so that a slice of a batch holds its share of both.
         self._place_labelled = (torch.arange(count) * size) // count
-        return len(others) // others_in_batch * size
+        self._mixed_size = size
+        batches = len(others) // rest if epoch_of == "unlabelled" else len(rows) // count
+        return batches * size
 
     def _mixed(self, permutation: Callable[[int], Tensor]) -> Tensor:
         """Return rows in batches, each with its labelled and unlabelled ones."""
         assert self._from is not None
         rows, others = self._from
         count = len(self._place_labelled)
-        size = count + min(self.batch_size - count, len(others))
+        size = self._mixed_size
         batches = self._total // size
-        turns = [rows[permutation(len(rows))] for _ in range(-(-batches * count // len(rows)))]
+
+        def turns(of: Tensor, wanted: int) -> Tensor:
+            again = -(-batches * wanted // len(of))
+            return torch.cat([of[permutation(len(of))] for _ in range(again)])[: batches * wanted].view(
+                batches, wanted
+            )
+
         is_labelled = torch.zeros(size, dtype=torch.bool)
         is_labelled[self._place_labelled] = True
         order = torch.empty(batches, size, dtype=torch.long)
-        order[:, is_labelled] = torch.cat(turns)[: batches * count].view(batches, count)
-        order[:, ~is_labelled] = others[permutation(len(others))][: batches * (size - count)].view(
-            batches, -1
-        )
+        order[:, is_labelled] = turns(rows, count)
+        order[:, ~is_labelled] = turns(others, size - count)
         return order.flatten()
 
     # How they become batches

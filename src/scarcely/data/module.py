@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scarcely.data.augment import Augmentation
-from scarcely.data.loader import DeviceLoader, numbered
+from scarcely.data.loader import DeviceLoader, EpochOf, numbered
 from scarcely.data.samples import Samples
 from scarcely.data.split import (
     Split,
@@ -307,6 +307,7 @@ class DataModule(pl.LightningDataModule):
         augmentation: Augmentation | None = None,
         group: int = 0,
         labelled_batch_size: int | None = None,
+        epoch_of: EpochOf = "unlabelled",
         subset: Callable[[int, int], Tensor | None] | None = None,
     ) -> DeviceLoader:
         """Return a shuffled loader of augmented views (see `DeviceLoader`) over a pool.
@@ -315,6 +316,7 @@ class DataModule(pl.LightningDataModule):
             augmentation: instead of that of the data set, for a stage that needs its own.
             group: number of samples of one class that follow one another; 0 for any order.
             labelled_batch_size: labelled samples in each batch; None takes them as they come.
+            epoch_of: which samples an epoch then goes through once.
             subset: of the epoch and the number of samples: those that the epoch goes through, None for all.
         """
         samples, resident = self._pool_on(role, protocol, device)
@@ -333,6 +335,7 @@ class DataModule(pl.LightningDataModule):
             group=group,
             labelled=None if labelled_batch_size is None else self._known(samples),
             labelled_batch_size=labelled_batch_size,
+            epoch_of=epoch_of,
             subset=subset,
         )
 

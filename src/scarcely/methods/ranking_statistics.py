@@ -39,9 +39,10 @@ class RankingStatistics(Discovery):
         incremental: grow the first head to C_l + C_u classes, and teach it the predictions of the
             second (section 2.5).
         self_training: weight of these self-made labels, ramped up over T too (appendix B).
-        labelled_batch_size: labelled samples in each batch; the others are unlabelled, and an epoch goes
-            once through those. null: samples as they come from the union (appendix B), where a small
-            share of unlabelled ones leaves few pairs in a batch.
+        labelled_batch_size: labelled samples in each batch; the others are unlabelled. null: samples as they
+            come from the union (appendix B), where a small share of unlabelled ones leaves few pairs in a
+            batch.
+        epoch_of: which of the two an epoch goes through once, where there are so many in each batch.
         hidden: size of a hidden layer of both heads, with BatchNorm; null for linear heads.
         freeze: last block that is not trained.
         frozen_bn: mode of frozen BatchNorm layers.
@@ -65,6 +66,7 @@ class RankingStatistics(Discovery):
         incremental: bool = False,
         self_training: NonNegative = 0.05,
         labelled_batch_size: PositiveInt | None = None,
+        epoch_of: Literal["labelled", "unlabelled"] = "unlabelled",
         hidden: PositiveInt | None = None,
         freeze: int | str = 3,
         frozen_bn: Literal["train", "eval"] = "train",
@@ -78,7 +80,7 @@ class RankingStatistics(Discovery):
         self.consistency, self.rampup = consistency, rampup
         self.labelled_loss, self.pair_loss = labelled_loss, pair_loss
         self.incremental, self.self_training = incremental, self_training
-        self.labelled_batch_size, self.pairs = labelled_batch_size, pairs
+        self.labelled_batch_size, self.epoch_of, self.pairs = labelled_batch_size, epoch_of, pairs
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Take over the head of the supervised stage; a grown head gets room for the new classes.

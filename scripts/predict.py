@@ -1,4 +1,4 @@
-"""Name the clusters of a folder of images; without arguments it says how."""
+"""Name clusters or classes of a folder of images, or map what was looked at; without arguments it says how."""
 
 import sys
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from scarcely.bench.step import OurStep, PlainStep, build_lsdc, losses_apart
 from scarcely.data.loader import Batch
 
 TINY = Settings(
-    only=("pairs", "input", "step", "overhead", "phases", "adapters"),
+    only=("pairs", "input", "step", "overhead", "phases", "adapters", "saliency"),
     repeats=1,
     turn=0.0,
     samples=24,
@@ -41,6 +42,8 @@ TINY = Settings(
     batch=8,
     width=4,
     k=4,
+    explained=2,
+    pixels=64,
     epochs=3,
     overrides=("backbone.width=4",),
 )
@@ -49,7 +52,9 @@ TINY = Settings(
 def test_every_measure_gives_complete_rows_in_table_and_json():
     rows = bench(TINY)
     counts = {name: sum(row.measure == name for row in rows) for name in TINY.only}
-    assert counts == {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "phases": 1, "adapters": 4}
+    assert counts == {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "phases": 1, "adapters": 4} | {
+        "saliency": 5 if find_spec("captum") else 3
+    }
     for row in rows:
         assert row.ratio > 0, row.name
         assert 0 < row.ours.low <= row.ours.median <= row.ours.high, row.name

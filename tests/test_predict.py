@@ -11,10 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scarcely import checkpoints, domains
+from scarcely import checkpoints, explain
 from scarcely.config.compose import compose_run
+from scarcely.metrics.sensitivity import resize
 from scarcely.predict import main
+from scarcely.predict_maps import SaliencyRun
 from scarcely.run import execute
+from scarcely.saliency import attribute
 from tests.data.files import write_image
 from tests.data.test_decathlon import write_annotations, write_domain
 
@@ -191,7 +194,8 @@ def decathlon(tmp_path_factory):
         write_image(root / "birds" / "ab"[number % 2] / f"{number:02}.png", number, (9, 9, 3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCARCELY_CACHE", str(root / "decoded"))
-        patch.setattr(domains, "write_report", lambda evidence: None)  # tested with the other reports
+        # Reports are tested with the other reports.
+        patch.setattr("scarcely.domains.run.write_report", lambda evidence: None)
         config = compose_run(
             [
                 *("method=finetune", "data=decathlon", "data.image_size=8", "data.source=null", "epochs=1"),
@@ -248,3 +252,110 @@ def test_what_the_challenge_cannot_be_told_is_told_in_one_message(decathlon, run
     assert main([f"ckpt={root / 'run'}", f"challenge={tmp_path}"]) == 2
     assert "cannot write" in capsys.readouterr().err
     assert not out.exists()
+
+
+# -- saliency -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saliency_run(tmp_path_factory):
+    """A run that explains a toy network, by a combination that its pointing game has found."""
+    root = tmp_path_factory.mktemp("saliency")
+    (root / "map.json").write_text(json.dumps({"disc": [0, 1], "star": [2]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "write_report", lambda evidence: None)  # tested with the other reports
+        config = compose_run(
+            [
+                *("method=normgrad", "data=shapes", "data.image_size=64", "data.train_images=20"),
+                *("data.test_images=4", "ckpt=tests.saliency.networks:toy", "method.layers=['0','8']"),
+                *("method.methods=[norm_grad,grad_cam]", "method.meta_methods=[]", "method.examples=0"),
+                *("method.evaluations=[pointing]", f"method.class_map={root / 'map.json'}"),
+                *("trainer=cpu", f"run_dir={root / 'run'}"),
+            ]
+        )
+        config["command"] = ""
+        results = execute(config, "unused")
+    return root / "run", results["metrics"]
+
+
+def test_every_image_has_a_map_of_its_size_and_a_picture(saliency_run, images, tmp_path, capsys):
+    run, metrics = saliency_run
+    assert main([f"ckpt={run}", f"images={images}", f"maps={tmp_path / 'maps'}"]) == 0
+    won = max((k for k in metrics if "/combined-" in k and k.endswith("/all")), key=metrics.__getitem__)
+    _, method, layer, _ = won.split("/")
+    assert f"3 images, {method} at {layer}" in capsys.readouterr().err
+    for name in ("a.png", "b.jpg", "below/ü.png"):
+        saliency = np.load(tmp_path / "maps" / f"{name}.npy", allow_pickle=False)
+        assert (saliency.shape, saliency.dtype) == ((30, 40), np.float32)
+        with Image.open(tmp_path / "maps" / f"{name}.png") as picture:
+            assert (picture.size, picture.mode) == ((40, 30), "RGB")
+    with open(tmp_path / "maps" / "explained.csv", newline="", encoding="utf-8") as file:
+        rows = {row["file"]: row["class"] for row in csv.DictReader(file)}
+    assert set(rows) == {"a.png", "b.jpg", "below/ü.png"}
+    assert set(rows.values()) <= {"disc", "star"}
+
+
+def test_a_map_is_of_the_class_method_and_layer_that_were_asked_for(saliency_run, images, tmp_path):
+    run, _ = saliency_run
+    asked = ["class=star", "method=grad_cam-meta", "layer=8"]
+    assert main([f"ckpt={run}", f"images={images}", f"maps={tmp_path / 'maps'}", *asked]) == 0
+    found = SaliencyRun.load(run, "grad_cam-meta", "8")
+    with Image.open(images / "a.png") as image:
+        x = found.network_input(np.array(image))
+    assert x.shape == (1, 3, 64, 85)  # as the run saw its images, in its own proportions
+    (expected,) = attribute(
+        *(found.module.classifier, x, found.outputs["star"], "8", "grad_cam", 0.002)
+    ).values()
+    saliency = np.load(tmp_path / "maps" / "a.png.npy")
+    np.testing.assert_allclose(saliency, resize(resize(expected, (64, 85)), (30, 40))[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"ckpt": "nowhere"}, "no finished run of method=normgrad"),
+        ({"class": "moon"}, "knows no class 'moon'"),
+        ({"method": "gradcam"}, "no saliency method"),
+        ({"layer": "7"}, "no maps at '7'"),
+        ({"out": "labels.csv"}, "two things to write"),
+        ({"maps": "", "class": "star"}, "none are asked for"),
+        ({"images": ""}, "images must be given"),
+    ],
+)
+def test_what_cannot_be_mapped_is_told(saliency_run, images, tmp_path, monkeypatch, capsys, changes, told):
+    monkeypatch.chdir(tmp_path)
+    given = {"ckpt": str(saliency_run[0]), "images": str(images), "maps": "maps"} | changes
+    assert main([f"{key}={value}" for key, value in given.items()]) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "maps").exists()
+
+
+def test_an_image_that_cannot_be_mapped_is_named_or_skipped(saliency_run, images, tmp_path, capsys):
+    (images / "c.png").write_text("no image")
+    given = [f"ckpt={saliency_run[0]}", f"images={images}", f"maps={tmp_path / 'maps'}"]
+    assert main(given) == 2
+    assert "c.png" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"c\.png"):
+        assert main([*given, "on_error=skip"]) == 0
+    assert len((tmp_path / "maps" / "explained.csv").read_text().splitlines()) == 4
+
+
+def test_several_labels_an_image_are_those_above_one_half(images, tmp_path):
+    config = compose_run(
+        [
+            *("method=multilabel", "data=shapes", "data.image_size=64", "data.train_images=12"),
+            *("data.test_images=4", "backbone=small_cnn", "backbone.width=2", "fast=true", "trainer=cpu"),
+            *("embedding_size=0", f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"),
+        ]
+    )
+    config["command"] = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scarcely.reports.html.write_report", lambda evidence: None)
+        execute(config, "unused")
+    rows = rows_of(tmp_path / "run", images, tmp_path / "labels.csv")
+    classes = ["disc", "square", "triangle", "ring", "cross", "star"]
+    assert list(rows[0]) == ["file", "classes", *classes]
+    for row in rows:
+        assert row["classes"] == ";".join(name for name in classes if float(row[name]) > 0.5)

@@ -186,9 +186,12 @@ _PATHS = {
     "pretext",
     "data.root",
     "refine",
+    "method.class_map",
+    "method.layer_weights",
     "data.labels_file",
     "data.labelled",
     "data.unlabelled",
+    "data.annotations",
 }
 
 

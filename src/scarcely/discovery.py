@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scarcely.data.module import DataModule
-from scarcely.evaluation import Outcome, clustering_arrays, clustering_scores, kmeans_scores
+from scarcely.evaluation import (
+    Outcome,
+    clustering_arrays,
+    clustering_scores,
+    kmeans_scores,
+    montage_arrays,
+)
 from scarcely.functional.clustering import confusion_counts
 from scarcely.functional.discovery import old_new_scores
 from scarcely.methods.base import Method, Predictions
@@ -58,6 +64,7 @@ def evaluate_discovery(
     scores = clustering_scores(found, num_new, data.num_new)
     metrics = {k if k in names else f"new/{k}": v for k, v in scores.items()}
     arrays = clustering_arrays(found, data.classes[known:], num_new, config)
+    arrays |= montage_arrays(method, data, "unlabelled", config, arrays, device)
 
     if config["compare_kmeans"] and data.num_new:
         raw = data.pool("unlabelled", protocol).inputs

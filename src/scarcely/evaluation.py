@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scarcely.data.module import DataModule
+from scarcely.data.objects import ObjectImages
 from scarcely.methods.base import Method, Predictions
 from scarcely.methods.kmeans import fit_kmeans
 from scarcely.metrics import ClusterAccuracy
+from scarcely.metrics.precision import AveragePrecision
+from scarcely.saliency.montage import cluster_maps
 from scarcely.seeds import derive_seed
 
 _KINDS = {"discovery": "clustering"}  # what the report makes of a task
 CONFIDENT = 0.9  # the paper looks at the samples predicted above this
+EXPLAINED = 9  # samples a cluster that get a saliency map: as many as the montage shows as most confident
+EXPLAINED_CLUSTERS, EXPLAINED_PIXELS = 100, 64  # the largest clusters; longer side of a map
 
 
 @dataclass
@@ -68,11 +74,25 @@ def evaluate(
         )
     elif task == "clustering":
         metrics |= clustering_scores(trained_on, num_clusters, data.num_classes)
+        arrays |= montage_arrays(method, data, role, config, arrays, device)
         if config["compare_kmeans"] and data.num_classes:
             metrics |= {f"kmeans/{k}": v for k, v in raw_kmeans(data, config, num_clusters).items()}
         if protocol == "split":
             of_test = clustering_scores(predict("test"), num_clusters, data.num_classes)
             metrics |= {f"test/{k}": v for k, v in of_test.items()}
+    elif task == "multilabel":
+        assert isinstance(data, ObjectImages)
+        for name in ("predicted", "confidence"):  # of one class an image
+            del arrays[name]
+        for part in ("train", "test") if protocol == "split" else ("train",):
+            found = trained_on if part == "train" else predict("test")
+            assert found.probabilities is not None
+            targets = data.targets(role if part == "train" else "test", protocol)
+            metrics |= {f"{part}/{k}": v for k, v in precision_scores(found, targets, classes).items()}
+            arrays |= {
+                f"{part}_targets": targets.numpy(),
+                f"{part}_probabilities": found.probabilities.numpy(),
+            }
     else:
         metrics |= {"train/accuracy": accuracy(predict("labelled") if scarce else trained_on)}
         if scarce:
@@ -83,6 +103,22 @@ def evaluate(
             arrays |= calibration_arrays(test)
     # NaN is no JSON: a score that cannot be had (no labels) is left out
     return Outcome({k: float(v) for k, v in metrics.items() if v == v}, arrays, shown=role)
+
+
+def precision_scores(predictions: Predictions, targets: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """Return the average precision of each class, ``ap/CLASS``, and ``map``, the mean over those that occur.
+
+    Args:
+        predictions: with the probability of each class.
+        targets: (N, C) of the same samples, in the order of their pool; -1 does not count.
+        classes: C names.
+    """
+    assert predictions.probabilities is not None
+    metric = AveragePrecision()
+    metric.update(predictions.probabilities, targets[predictions.index])
+    precisions = metric.compute().reshape(-1)
+    named = {f"ap/{name}": float(value) for name, value in zip(classes, precisions, strict=True)}
+    return {"map": float(precisions.nanmean()), **named}
 
 
 def has_unlabelled(data: DataModule) -> bool:
@@ -187,3 +223,59 @@ def clustering_arrays(
         confidence, predicted = predictions.probabilities.max(dim=1)
         arrays |= {"predicted": predicted.numpy(), "confidence": confidence.numpy()}
     return arrays
+
+
+def montage_arrays(
+    method: Method,
+    data: DataModule,
+    role: Any,
+    config: dict[str, Any],
+    arrays: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return saliency maps of the predicted cluster for the samples that it holds most confidently.
+
+    Args:
+        method: the finished last stage.
+        data: the data, set up.
+        role: of the samples that the arrays speak of.
+        config: of the run.
+        arrays: ``predicted`` and ``confidence``, (N,) each, in the order of the pool.
+        device: where to compute.
+
+    Returns:
+        ``montage_index`` (M,) int64 into the samples, at most nine a cluster, and ``montage_maps`` (M, h, w)
+        float16 in [0, 1]; nothing for vectors, and for networks without spatial positions.
+    """
+    samples = data.pool(role, config["protocol"])
+    if samples.kind != "images":
+        return {}
+    index = most_confident(arrays["predicted"], arrays["confidence"])
+    height, width = samples.inputs.shape[1:3]
+    shrunk = min(1.0, EXPLAINED_PIXELS / max(height, width))
+    size = round(height * shrunk), round(width * shrunk)
+    method.to(device).eval()
+    maps = []
+    for rows in torch.from_numpy(index).split(64):
+        images = data.augmentation.clean(samples.inputs[rows].to(device))
+        clusters = torch.from_numpy(arrays["predicted"])[rows]
+        seen = round(images.shape[2] * shrunk), round(images.shape[3] * shrunk)
+        found = cluster_maps(method, method.backbone, images, clusters, seen)
+        if found is None:
+            return {}
+        maps.append(_centred(found, size).half().cpu())
+    return {"montage_index": index, "montage_maps": torch.cat(maps).numpy()}
+
+
+def _centred(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put maps of the centre of each image into maps of the whole: what a crop leaves out was not seen."""
+    top, left = (size[0] - maps.shape[1]) // 2, (size[1] - maps.shape[2]) // 2
+    return F.pad(maps, (left, size[1] - maps.shape[2] - left, top, size[0] - maps.shape[1] - top))
+
+
+def most_confident(predicted: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Return the rows (M,) of the nine most confident samples of each of the hundred largest clusters."""
+    order = np.argsort(-np.nan_to_num(confidence.astype(float)), kind="stable")
+    clusters, sizes = np.unique(predicted, return_counts=True)
+    largest = clusters[np.argsort(-sizes, kind="stable")][:EXPLAINED_CLUSTERS]
+    return np.concatenate([order[predicted[order] == cluster][:EXPLAINED] for cluster in largest])

@@ -1,4 +1,4 @@
-"""Name the cluster or class of images with a finished run, in a folder or of the challenge."""
+"""Name the cluster or class of images with a finished run, or map what a classifier looks at in them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,46 @@ from scarcely.errors import CheckpointError, ConfigError, DataError
 USAGE = """\
 python scripts/predict.py ckpt=RUN images=FOLDER out=labels.csv
 python scripts/predict.py ckpt=RUN challenge=out.json
+python scripts/predict.py ckpt=NORMGRAD_RUN images=FOLDER maps=OUT [class=NAME] [method=NAME] [layer=NAME]
 
   ckpt      the folder of a finished run, or its weights.pt
   images    a folder; images in folders below it are found too
-  out       the CSV file to write: file, cluster (or class), confidence
+  out       the CSV file to write: file, cluster (or class), confidence; of a run with several classes an
+            image the classes above one half, and the probability of each
             where new classes were discovered beside known ones, these are named and those numbered:
             "new 1" is cluster 0 of the report
   challenge the JSON file to write, of a run over domains of the Visual Decathlon: image_id and category_id of
             every test image
+  maps      of a run of method=normgrad: the folder to write IMAGE.npy to, a map of the image's size (H, W)
+            float32, and IMAGE.png, the map over the image; explained.csv says which class each map explains
+  class     explain this class; otherwise the one that the model predicts
+  method    as in the run, NAME-meta with meta-saliency; and
+  layer     a layer, or combined-HOW-WEIGHTS; otherwise the combination that won the run's pointing game
   batch_size=256   images at a time
   on_error=raise   raise | skip: what to do with an image that cannot be read
 """
 DEFAULTS = {"images": "", "out": "", "challenge": "", "batch_size": "256", "on_error": "raise"}
+OF_MAPS = {"maps": "", "class": "", "method": "", "layer": ""}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``key=value`` arguments, predict, and return the exit code."""
     from scarcely.cli import run_command
 
-    return run_command(USAGE, {"ckpt"}, DEFAULTS, _command, argv)
+    return run_command(USAGE, {"ckpt"}, DEFAULTS | OF_MAPS, _command, argv)
 
 
 def _command(arguments: dict[str, str]) -> None:
+    if arguments["on_error"] not in ("raise", "skip"):
+        raise ConfigError(f"on_error={arguments['on_error']}", where="on_error", instead="raise or skip")
+    if arguments["maps"]:
+        return _maps(arguments)
+    if for_maps := [key for key in OF_MAPS if arguments[key]]:
+        raise ConfigError(
+            f"{for_maps[0]} says what maps explain, and none are asked for",
+            where=for_maps[0],
+            instead="maps=FOLDER too, with the ckpt of a run of method=normgrad",
+        )
     given = [key for key in ("images", "out") if arguments[key]]
     others = [*given, *(["on_error"] if arguments["on_error"] == "skip" else [])]
     if arguments["challenge"] and others:
@@ -52,9 +70,20 @@ def _command(arguments: dict[str, str]) -> None:
         raise ConfigError(
             f"batch_size={arguments['batch_size']}", where="batch_size", instead="a whole number"
         )
-    if arguments["on_error"] not in ("raise", "skip"):
-        raise ConfigError(f"on_error={arguments['on_error']}", where="on_error", instead="raise or skip")
     (predict_challenge if arguments["challenge"] else predict)(arguments)
+
+
+def _maps(arguments: dict[str, str]) -> None:
+    from scarcely.predict_maps import predict_maps
+
+    other = [key for key in ("out", "challenge") if arguments[key]]
+    if other or not arguments["images"]:
+        raise ConfigError(
+            f"maps and {other[0]} are two things to write" if other else "images must be given",
+            where=other[0] if other else "images",
+            instead="ckpt=NORMGRAD_RUN images=FOLDER maps=OUT",
+        )
+    predict_maps(arguments)
 
 
 def load_run(path: str) -> tuple[Any, dict[str, Any]]:
@@ -157,6 +186,8 @@ def predict(arguments: dict[str, str]) -> None:
     elif task == "discovery":
         scores_of, classes = old_and_new(method, content, checkpoints.find(arguments["ckpt"]).parent)
     predictions = _predictions(method, content, samples, int(arguments["batch_size"]), scores_of)
+    if task == "multilabel":
+        return _write_labels(out, samples.names, predictions.probabilities, content["classes"])
     confidence, predicted = predictions.probabilities.max(dim=1)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -166,6 +197,20 @@ def predict(arguments: dict[str, str]) -> None:
     write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
     what = "classes" if classes else "clusters"
     print(f"{len(samples)} images, {len(set(predicted.tolist()))} {what}: {out}", file=sys.stderr)
+
+
+def _write_labels(out: Path, names: Any, probabilities: Any, classes: Sequence[str]) -> None:
+    """Write ``file,classes`` and a column of probabilities a class; several classes are parted by ``;``."""
+    from scarcely.files import write_atomically
+
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file", "classes", *classes])
+    for name, row in zip(names, probabilities.tolist(), strict=True):
+        shown = ";".join(c for c, p in zip(classes, row, strict=True) if p > 0.5)
+        writer.writerow([name, shown, *(f"{p:.4f}" for p in row)])
+    write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    print(f"{len(names)} images, {len(classes)} classes: {out}", file=sys.stderr)
 
 
 def predict_challenge(arguments: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scarcely.config.check import check, start_of
+from scarcely.config.check import check, names_function, start_of
 from scarcely.config.compose import finalize, run_name, without_recipe
 from scarcely.config.signature import constant_of
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
@@ -57,6 +57,8 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
         (start_of(config), config["ckpt"]),
         *(("pretext", s.get("checkpoint")) for s in config["plan"]),
     ]:
+        if config["method"]["task"] == "saliency" and names_function(given):
+            continue
         if given is not None:  # unreadable, unsafe or empty: known before any data are read
             try:
                 checkpoints.tensors_of(checkpoints.load(checkpoints.find(given)))
@@ -74,6 +76,11 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
 
         config["environment"] = environment(accelerator)
         return _show(folder.path, train_domains(config, folder, data, accelerator))
+    if config["method"]["task"] == "saliency":
+        from scarcely.explain import explain
+
+        config["environment"] = environment(accelerator)
+        return _show(folder.path, explain(config, folder, data, accelerator))
     data.prepare_data()
     data.setup()
     config["data"]["augmentation"] |= data.augmentation_settings()
@@ -108,9 +115,9 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
             if counted is not None:
                 job = replace(job, num_new=counted["num_new"], num_clusters=counted["num_new"])
             last = i == len(jobs) - 1
-            samples = data.pool(job.role, job.protocol).fingerprint(labels=job.role != "pretext")
             before = checkpoints.content_key(job.inherited) if handed_over is None else handed_over.key
-            key = job.key(samples, before, accelerator, data.split_keys)
+            learnt = stages.fingerprint_of(job, data)
+            key = job.key(learnt, before, accelerator, data.split_keys)
             if last:
                 done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
             else:
@@ -130,10 +137,14 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
     """Return the sizes that the data decide; compare method and data now that these are known."""
+    from scarcely import stages
+
     method = config["method"]
     samples = data.pool(method.get("role", "train"), config["protocol"])
     sizes = {"num_classes": data.num_classes, "num_known": data.num_known}
     for stage in config["plan"]:
+        if stage["method"]:
+            stages.targets_of(stage["method"], data, config["protocol"])
         least = constant_of(stage["method"]["_target_"], "least_classes") if stage["method"] else None
         if least is not None and data.num_known < least:
             raise DataError(
@@ -147,7 +158,7 @@ def _fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
         return sizes | {"num_new": new, "num_clusters": new}
     if method["task"] == "count":
         return sizes | {"num_new": _fit_discovery(config | {"num_new": "auto"}, data), "num_clusters": 1}
-    if config["protocol"] == "split" and method["task"] in ("clustering", "classification"):
+    if config["protocol"] == "split" and method["task"] in ("clustering", "classification", "multilabel"):
         data.pool("test", "split")  # what scores it
     labelled = bool((samples.labels >= 0).any())
     if method["task"] == "classification" and method.get("role") in ("mixed", "unlabelled"):

@@ -10,10 +10,12 @@ from scarcely.adapters import attach
 from scarcely.adapters.layers import AdaptedConv, Design, Selection
 from tests.adapters.networks import lively
 from tests.oracles import adapters as oracle
+from tests.runs import Process
 
 CONVS = {
     "plain": {"kernel_size": 3, "padding": 1},
     "stride": {"kernel_size": 3, "padding": 1, "stride": 2, "bias": False},
+    "stride of many channels": {"in_channels": 16, "kernel_size": 3, "padding": 1, "stride": 2},
     "grouped": {"kernel_size": 3, "padding": 1, "stride": 2, "groups": 2},
     "dilated": {"kernel_size": 3, "padding": (2, 1), "dilation": (2, 1), "stride": (1, 2)},
     "no padding": {"kernel_size": 3, "padding": 0, "stride": 2},
@@ -25,7 +27,7 @@ CONVS = {
 
 def layer(kind, conv, residual=True, dropout=0.0):
     torch.manual_seed(0)
-    conv = nn.Conv2d(4, 6, **conv)
+    conv = nn.Conv2d(**{"in_channels": 4, "out_channels": 6, **conv})
     site = AdaptedConv(conv, Design(kind, residual=residual), dropout, Selection("birds"))
     site.install("birds", site.fresh(1))
     return lively(site.double()).eval()
@@ -45,7 +47,9 @@ def literal(site, x, residual=True):
 
 
 def compare(site, residual=True):
-    x = torch.randn(2, 4, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(
+        2, site.conv.in_channels, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     a, b = (x.clone().requires_grad_() for _ in range(2))
     y, expected = site(a), literal(site, b, residual)
     torch.testing.assert_close(y, expected)
@@ -67,6 +71,23 @@ def test_a_parallel_adapter_is_added_at_the_centre_of_the_kernel(conv):
 @pytest.mark.parametrize("conv", [CONVS["plain"], CONVS["grouped"]], ids=["plain", "grouped"])
 def test_a_series_adapter_follows_its_batchnorm(conv, residual, train):
     compare(layer("series", conv, residual).train(train), residual)
+
+
+def large_stem(channels: int) -> int:
+    """Train a strided layer of few channels on photographs."""
+    conv = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    site = AdaptedConv(conv, Design("parallel"), 0.0, Selection("birds"))
+    site.install("birds", site.fresh(1))
+    for _ in range(3):
+        x = torch.randn(12, channels, 112, 112).contiguous(memory_format=torch.channels_last)
+        site(x).sum().backward()
+    return 0
+
+
+@pytest.mark.parametrize("channels", [3, 15])
+def test_the_stem_of_a_large_network_is_trained_without_a_crash(channels, tmp_path):
+    process = Process(large_stem, channels, log=tmp_path / "log")
+    assert process.wait() == 0, process.output
 
 
 def test_grouped_adapters_have_the_channels_of_a_group():

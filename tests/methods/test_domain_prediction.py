@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from scarcely import domains
 from scarcely.data.augment import ImageAugmentation
 from scarcely.data.decathlon import Decathlon, channel_statistics
 from scarcely.data.loader import Batch
+from scarcely.data.together import Mixed
+from scarcely.domains import scores
 from scarcely.errors import ConfigError
 from scarcely.methods.domain_prediction import half_as_deep, normalised_anew
-from scarcely.methods.together import Mixed
 from scarcely.metrics.decathlon import decathlon_score
+from tests.domains.runs import network, run
 from tests.oracles import domain_prediction as oracle
-from tests.test_domains import network, run
 
 CLASSES = {"birds": 3, "dtd": 2, "plants": 4}
 NAMES = tuple(CLASSES)
@@ -138,8 +138,8 @@ def test_images_are_classified_by_the_adapters_of_the_domain_that_is_predicted(
     root, cache, tmp_path, monkeypatch, method, before
 ):
     used: list[tuple] = []
-    predict = domains.predict_both
-    monkeypatch.setattr(domains, "predict_both", lambda *given: used.append(given) or predict(*given))
+    predict = scores.predict_both
+    monkeypatch.setattr(scores, "predict_both", lambda *given: used.append(given) or predict(*given))
     rounds = "stages.domain_prediction.rounds=15"
     given = PREDICT if method != "parallel_adapters" else PREDICT[1:]
     results = run(tmp_path / "run", root, cache, method, before, *given, rounds, of(root))

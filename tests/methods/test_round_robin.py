@@ -15,16 +15,14 @@ from scarcely.callbacks.history import read_rows
 from scarcely.data.augment import ImageAugmentation
 from scarcely.data.loader import Batch, DeviceLoader
 from scarcely.data.samples import Samples
+from scarcely.data.together import InTurn, Turn
 from scarcely.errors import ConfigError
 from scarcely.methods.optimizer import Optimizer
 from scarcely.methods.round_robin import RoundRobin, apart, together
-from scarcely.methods.together import InTurn, Turn
-from tests.data.test_decathlon import write_domain
+from tests.domains.runs import CLASSES, NAMES, TINY, network, pixels, run, write_release
 from tests.oracles import round_robin as oracle
 from tests.runs import Process, command_line, rows_without_times, wait_until, weights
-from tests.test_domains import NAMES, TINY, network, run
 
-CLASSES = {"birds": 3, "gtsrb": 2, "signs": 4}
 DECAYS = {"birds": 0.01, "gtsrb": 0.02, "signs": 0.03}
 
 
@@ -170,11 +168,7 @@ SHORT = ("method.reference=none", "stages.round_robin.epochs=2", "stages.round_r
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("release")
-    for number, (name, classes) in enumerate(CLASSES.items(), start=1):
-        parts = {"train": 18, "val": 8, "test": 12}
-        write_domain(folder / "decathlon-1.0", name, number, classes, parts, seed=number)
-    return folder
+    return write_release(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +179,6 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def images(cache, monkeypatch):
     monkeypatch.setenv("SCARCELY_CACHE", str(cache / "images"))
-
-
-def pixels() -> torch.Tensor:
-    return torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,15 @@ def test_accuracy_is_that_of_a_probe_on_images_it_has_not_seen():
     assert layer_weights(dark, told, ["input"], "accuracy", folds=0)["input"] > 0.9
 
 
+def test_unknown_labels_and_classes_of_one_image_do_not_count_for_accuracy(recwarn):
+    images, labels = classes_by_brightness()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    plain = layer_weights(model, [(images, labels)], ["input"], "accuracy")
+    more = torch.cat([images, batch(n=3)]), torch.cat([labels, torch.tensor([-1, -1, 7])])
+    assert layer_weights(model, [more], ["input"], "accuracy") == plain
+    assert not recwarn.list
+
+
 def test_layer_weights_leave_the_model_alone_and_read_batches_of_images_too():
     model = toy().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scarcely.errors import ConfigError
@@ -276,6 +277,20 @@ def test_real_weights_are_those_of_layers_that_have_them(layer):
         attribute(toy(), batch(), 0, layer, "norm_grad_conv")
     with pytest.raises(ConfigError, match="scaling of its own"):
         attribute(toy(), batch(), 0, layer, ExtractAggregate("scaling", "sum", real=True))
+
+
+class SameConv(nn.Conv2d):
+    """A convolution that pads by itself, as networks ported from TensorFlow have them."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def test_a_convolution_that_pads_by_itself_has_no_map_of_its_own():
+    net = nn.Sequential(SameConv(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ConfigError, match=r"'0' \(SameConv\) does not have the padding that it says"):
+        attribute(net, batch(), 0, "0", "norm_grad_conv")
+    assert attribute(net, batch(), 0, "0", "norm_grad")["0"].any()
 
 
 def test_every_named_method_gives_finite_maps():

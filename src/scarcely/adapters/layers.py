@@ -19,6 +19,10 @@ from scarcely.adapters.svd import check_rank
 from scarcely.errors import ConfigError
 from scarcely.spec import Literal, Positive, UnitInterval
 
+# On a CPU oneDNN writes beyond the weight gradient of a strided 1×1 convolution, channels last, that reads
+# fewer channels than this (torch 2.15 with AVX-512: a crash): what the stride leaves out is cut away before.
+_FEWEST_STRIDED = 16
+
 
 @dataclass
 class Selection:
@@ -275,6 +279,8 @@ class AdaptedConv(Site):
         y = adapter.norm(h) if adapter.norm is not None else F.pad(x, self.crop) if any(self.crop) else x
         if self.dropout:
             y = F.dropout2d(y, self.dropout, self.training)
+        if self.shape[1] < _FEWEST_STRIDED:
+            y, stride = y[:, :, :: stride[0], :: stride[1]], (1, 1)
         y = F.conv2d(y, adapter.alpha()[:, :, None, None], stride=stride, groups=self.conv.groups)
         return h + y if self.design.residual or not series else y
 

@@ -8,9 +8,11 @@ from scarcely.backbones.base import Backbone, he_initialise
 from scarcely.spec import PositiveInt
 
 
-def _conv_block(channels_in: int, channels_out: int, kernel: int, pool: bool) -> nn.Sequential:
+def _conv_block(
+    channels_in: int, channels_out: int, kernel: int, pool: bool, stride: int = 1
+) -> nn.Sequential:
     layers: list[nn.Module] = [
-        nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False),
+        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(channels_out),
     ]
     if pool:  # before the ReLU: the same function, since both are monotonic, on a quarter of the numbers
@@ -25,15 +27,21 @@ class MNISTNet(Backbone):
     Args:
         in_channels: channels of the input images.
         width: channels of the first convolution (64 in the paper).
+        stride: of the first convolution (1 in the paper); 2 for images of 128 pixels or so.
     """
 
     block_names = ("conv1", "conv2", "conv3", "conv4")
 
-    def __init__(self, in_channels: PositiveInt = 1, width: PositiveInt = 64) -> None:
+    def __init__(
+        self, in_channels: PositiveInt = 1, width: PositiveInt = 64, stride: PositiveInt = 1
+    ) -> None:
         super().__init__()
         widths = [in_channels, width, 2 * width, 4 * width, 8 * width]
         for i, name in enumerate(self.block_names):
-            setattr(self, name, _conv_block(widths[i], widths[i + 1], kernel=5, pool=i < 3))
+            block = _conv_block(
+                widths[i], widths[i + 1], kernel=5, pool=i < 3, stride=stride if i == 0 else 1
+            )
+            setattr(self, name, block)
         self.num_features = widths[-1]
         he_initialise(self)
 

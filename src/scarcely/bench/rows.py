@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-MEASURES = ("pairs", "input", "step", "overhead", "phases", "adapters", "startup")
+MEASURES = ("pairs", "input", "step", "overhead", "phases", "adapters", "saliency", "startup")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Settings:
         loaded: batch size of the input pipeline.
         batch: batch size of the training step.
         width, k: of its ResNet-18 and its kNN labels.
+        explained, pixels: images whose maps are made, and their size.
         epochs: of a turn that compares Lightning with a bare loop; the first and the last do not count.
         overrides: of the run that this is done with.
     """
@@ -48,6 +49,8 @@ class Settings:
     batch: int = 64
     width: int = 64
     k: int = 20
+    explained: int = 16
+    pixels: int = 224
     epochs: int = 5
     overrides: tuple[str, ...] = ()
 

@@ -6,6 +6,7 @@ Nothing here imports torch: a typo costs a second.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scarcely.errors import ConfigError
 # arguments that the run supplies: sizes known only once the data are read
 SUPPLIED = {
     "backbone",
+    "model",
     "num_classes",
     "num_clusters",
     "num_known",
@@ -231,6 +233,8 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             where="method, data",
             instead="data=decathlon with data.domains=[...] for some of them; or method=supervised",
         )
+    if method.get("task") == "saliency":
+        yield from _saliency(config)
     yield from _pretext_epoch(config)
     yield from _key_map(config)
     for name, values in config["stages"].items():
@@ -241,6 +245,57 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
             "16-mixed precision needs a GPU", where="trainer.precision", instead="32-true or bf16-mixed"
         )
     yield from _paths(config)
+
+
+def _saliency(config: dict[str, Any]) -> Iterator[ConfigError]:
+    """What is wrong with a run that explains a classifier."""
+    method = config["method"]
+    if config["ckpt"] is None:
+        yield ConfigError(
+            f"method={method['name']} explains a trained model, and none is given",
+            where="ckpt",
+            instead="ckpt=RUN, the folder of a run with a classifier; ckpt=FILE of torchvision's weights with"
+            " backbone=torchvision backbone.name=NAME; or ckpt=module:function that returns a model",
+        )
+    if config["trainer"]["devices"] > 1:
+        yield ConfigError(
+            f"method={method['name']} works on one device",
+            where="trainer.devices",
+            instead="trainer.devices=1; several runs of some methods each (method.methods) share the work",
+        )
+    if not method["methods"]:
+        yield ConfigError("no saliency method is named", where="method.methods", instead="one at least")
+    if bool(method["weights"]) != bool(method["how"]):
+        yield ConfigError(
+            "layers are combined by weights and how, and one of them is empty",
+            where="method.weights, method.how",
+            instead="both, or both empty for single layers alone",
+        )
+    if {"meta", "epochs"} & set(method["evaluations"]) and not method["meta_methods"]:
+        yield ConfigError(
+            "the evaluations meta and epochs compare maps with and without meta-saliency: no method has it",
+            where="method.evaluations, method.meta_methods",
+            instead="evaluations without these two, or meta_methods=[selective_norm_grad]",
+        )
+    shipped = Path(__file__).parents[1] / "data" / "class_maps"
+    for key, folder in (("class_map", shipped), ("layer_weights", None)):
+        given = method[key]
+        if given is None or Path(given).expanduser().is_file():
+            continue
+        known = [] if folder is None else sorted(path.stem for path in folder.glob("*.json"))
+        if given not in known:
+            yield ConfigError(
+                f"method.{key}={given}: there is no such file",
+                where=f"method.{key}",
+                instead="a JSON file" + (f", or {', '.join(known)}" if known else ""),
+            )
+
+
+def names_function(ckpt: str | None) -> bool:
+    """Whether a ``ckpt`` is ``module:function`` rather than a file or a folder."""
+    words = r"[A-Za-z_]\w*"
+    pattern = rf"{words}(\.{words})*:{words}"
+    return ckpt is not None and re.fullmatch(pattern, ckpt) is not None and not Path(ckpt).exists()
 
 
 def start_of(config: Mapping[str, Any]) -> str:
@@ -443,6 +498,8 @@ def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
     given = [(start_of(config), config["ckpt"])]
     given += [("pretext", s["checkpoint"]) for s in config["plan"] if s["method"] is None]
     for key, value in given:
+        if config["method"].get("task") == "saliency" and names_function(value):
+            continue
         if value is not None and not Path(value).expanduser().exists():
             yield ConfigError(
                 f"{key}={value}: there is no such file or run folder",

@@ -70,7 +70,9 @@ METHOD_KEYS: dict[str, Any] = {
     "name": str,
     "stage": str,
     "before": list[str],
-    "task": Literal["clustering", "classification", "pretext", "discovery", "count", "domains"],
+    "task": Literal[
+        "clustering", "classification", "pretext", "discovery", "count", "domains", "multilabel", "saliency"
+    ],
     "needs": list[Literal["images", "labels", "vectors"]],
     "by_kind": dict[Literal["images", "vectors"], dict],
     "role": Literal["train", "pretext", "labelled", "unlabelled", "mixed"],

@@ -364,6 +364,15 @@ class Decathlon(DataModule):
             "crop": self.augmentation.crop,
         }
 
+    def release(self) -> None:
+        """Let go of the copies on a device, and of the loaders and the trainer that hold them.
+
+        What is asked for later is copied again.
+        """
+        self._placed.clear()
+        self.use()
+        self.trainer = None
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape (3, H, W) of one image as the network sees it."""

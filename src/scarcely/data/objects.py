@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from scarcely.data.module import DataModule, Protocol, Role
 from scarcely.data.samples import Samples
+from scarcely.errors import DataError
 
 if TYPE_CHECKING:
     from scarcely.metrics.pointing import Objects
@@ -32,6 +34,7 @@ class AnnotatedImage:
             pixel has x1 = x0 + 1.
         difficult: (M,) bool, marked as hard to recognise.
         masks: gives (M, H, W) bool, made when asked for; None where only boxes are known.
+        file: the image; None where the sample is the whole image.
     """
 
     name: str
@@ -40,6 +43,7 @@ class AnnotatedImage:
     boxes: Tensor
     difficult: Tensor
     masks: Callable[[], Tensor] | None = None
+    file: Path | None = None
 
     def objects(self) -> Objects:
         """Return the objects as the evaluations take them: masks where they are known, else boxes."""
@@ -76,6 +80,7 @@ class ObjectImages(DataModule):
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
         self._annotated: dict[str, list[AnnotatedImage]] = {}
+        self._chosen: dict[tuple[Role, Protocol], list[AnnotatedImage]] = {}
 
     def read_annotated(self) -> dict[str, tuple[Samples, list[AnnotatedImage]]]:
         """Return for each part its samples and as many annotations, in the same order; set `classes`.
@@ -93,13 +98,16 @@ class ObjectImages(DataModule):
 
     def annotated(self, role: Role, protocol: Protocol) -> list[AnnotatedImage]:
         """Return the annotation of each sample of a pool, in its order."""
-        chosen: list[AnnotatedImage] = []
-        for part in self._parts_of(role, protocol):
-            keep = torch.ones(len(self.parts[part]), dtype=torch.bool)
-            if role in ("labelled", "unlabelled"):
-                keep = self._known(self.parts[part]) == (role == "labelled")
-            chosen += [self._annotated[part][row] for row in keep.nonzero().flatten().tolist()]
-        return chosen
+        parts = self._parts_of(role, protocol)
+        if (role, protocol) not in self._chosen:
+            chosen: list[AnnotatedImage] = []
+            for part in parts:
+                keep = torch.ones(len(self.parts[part]), dtype=torch.bool)
+                if role in ("labelled", "unlabelled"):
+                    keep = self._known(self.parts[part]) == (role == "labelled")
+                chosen += [self._annotated[part][row] for row in keep.nonzero().flatten().tolist()]
+            self._chosen[role, protocol] = chosen
+        return self._chosen[role, protocol]
 
     def objects(self, role: Role, protocol: Protocol) -> Sequence[Objects]:
         """Return the objects of each sample of a pool, in its order; masks are made when one is taken."""
@@ -128,9 +136,12 @@ class ObjectImages(DataModule):
 
         Returns:
             (H, W, 3) uint8.
+
+        Raises:
+            DataError: the file cannot be decoded, or has another size than its annotation.
         """
         one = self.annotated(role, protocol)[index]
-        image = self.pool(role, protocol).inputs[index]
+        image = self.pool(role, protocol).inputs[index] if one.file is None else _decoded(one.file, one.size)
         if shorter is None or shorter == min(one.size):
             return image
         size = [round(side * shorter / min(one.size)) for side in one.size]
@@ -163,3 +174,17 @@ class _Lazily(Sequence["Objects"]):
         if isinstance(index, slice):
             return _Lazily(self._annotated[index])
         return self._annotated[index].objects()
+
+
+def _decoded(file: Path, size: tuple[int, int]) -> Tensor:
+    from scarcely.data.whole import decode_whole, wrong_size
+
+    try:
+        image = torch.from_numpy(decode_whole(file))
+    except Exception as error:  # decoders raise whatever their parsers raise
+        raise DataError(
+            f"cannot read the image: {error}", where=str(file), instead="a whole image file"
+        ) from error
+    if tuple(image.shape[:2]) != tuple(size):
+        raise wrong_size(file, (image.shape[0], image.shape[1]), size)
+    return image

@@ -77,6 +77,8 @@ class Method(pl.LightningModule):
     inheritance: str = ""  # what of an earlier stage or a checkpoint was taken over
     scores: dict[str, float]  # of the last validation, for the record of the epoch
     scored: str = ""  # what the scores speak of, where that is not all samples: "new/"
+    learns_targets: bool = False  # whether it learns from all classes that an image shows, its `targets`
+    targets: Tensor  # (N, C) int8 of its pool, as `ObjectImages.targets`; set where it learns from them
 
     def __init__(
         self,
@@ -103,6 +105,10 @@ class Method(pl.LightningModule):
     def logits(self, features: Tensor) -> Tensor | None:
         """Return (N, K) class or cluster scores of features (N, D); None without a classifier."""
         return None
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Return the probability of each class (N, K) of scores (N, K): an image is of one of them."""
+        return scores.float().softmax(dim=1)
 
     def joint_logits(self, features: Tensor) -> Tensor | None:
         """Return scores (N, C_l + C_u) of known and new classes together, of a method with such a head."""
@@ -344,7 +350,7 @@ class Method(pl.LightningModule):
             index.append(batch.index.cpu())
             labels.append(batch.labels.cpu())
             if scores is not None:
-                probabilities.append(scores.float().softmax(dim=1).cpu())
+                probabilities.append(self.probabilities(scores).cpu())
         self.train(was_training)
         return Predictions(
             features=torch.cat(features),

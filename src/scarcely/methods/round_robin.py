@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from scarcely import checkpoints
 from scarcely.adapters import AdaptedModel, attach
 from scarcely.backbones.base import Backbone
+from scarcely.data.together import Turn
 from scarcely.methods.adapted import SOURCE, TARGET
 from scarcely.methods.adapters import Adapters
 from scarcely.methods.base import Method
 from scarcely.methods.optimizer import Optimizer
-from scarcely.methods.together import Turn
 from scarcely.spec import PositiveInt
 
 _MEMBERS = ".members."

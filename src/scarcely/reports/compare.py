@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scarcely.errors import ConfigError, DataError
 from scarcely.files import write_atomically
-from scarcely.reports import domain_table, label_sweep, pretext_quality
+from scarcely.reports import domain_table, label_sweep, pretext_quality, saliency_compare
 from scarcely.reports.curve import collect, curve, notes, table_of
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import old_and_new, old_new_of, style
@@ -27,6 +27,7 @@ python scripts/figure.py embedding RUN1 RUN2 out=embedding.png
 python scripts/figure.py labels RUNS... out=labels.png
 python scripts/figure.py pretext RUNS...
 python scripts/figure.py domains RUNS... out=domains.png
+python scripts/figure.py saliency RUNS... out=saliency.png
 
 curve: a metric against a setting, mean ± standard deviation over the seeds, each run a dot
   RUNS      folders of runs, or folders that hold such
@@ -52,8 +53,13 @@ domains: accuracy on each domain, mean and score, a row a method; what each left
   RUNS      folders of runs over several domains, or folders that hold such; several seeds are averaged
   out       the picture to write (or --out FILE); without it the tables alone
   markdown  true (or --markdown): the tables as Markdown
+
+saliency: the pointing game of several saliency runs, of each method its best layer and its best weighting
+  RUNS      folders of runs of method=normgrad, e.g. of several networks, or folders that hold such
+  out       the picture to write (or --out FILE); without it the tables alone
+  markdown  true (or --markdown): the tables as Markdown
 """
-_USAGE_OF = dict(zip(("curve", "embedding", "labels", "pretext", "domains"), USAGE.splitlines()))
+_USAGE_OF = dict(zip(("curve", "embedding", "labels", "pretext", "domains", "saliency"), USAGE.splitlines()))
 _FORMATS = ("png", "pdf", "svg")
 _MOST = 6  # panels of embeddings
 
@@ -70,18 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = ConfigError(f"there is no figure {word!r}", instead=f"one of {', '.join(_USAGE_OF)}")
         return run_command("", set(), {}, partial(_refuse, wrong), [])
     required, defaults, command = _COMMANDS[word]
-    if word in ("labels", "pretext", "domains"):
+    if word in ("labels", "pretext", "domains", "saliency"):
         rest = _as_settings(rest)
-    # A folder may have '=' in its name: only what is a setting of the command is one.
-    settings = [
-        a for a in rest if "=" in a and (a.partition("=")[0] in (*required, *defaults) or _no_path(a))
-    ]
-    folders = [a for a in rest if a not in settings]
+    folders, settings = split_folders(rest, (*required, *defaults))
     usage = _USAGE_OF[word]
     if required and not settings:
         missing = ConfigError(f"{', '.join(sorted(required))} must be given", instead=usage)
         return run_command("", set(), {}, partial(_refuse, missing), [])
     return run_command(usage, required, defaults, partial(command, folders=folders), settings)
+
+
+def split_folders(arguments: Sequence[str], keys: Collection[str]) -> tuple[list[str], list[str]]:
+    """Tell folders from ``key=value``: a folder may have '=' in its name, if that begins with no key."""
+    settings = [a for a in arguments if "=" in a and (a.partition("=")[0] in keys or _no_path(a))]
+    return [a for a in arguments if a not in settings], settings
 
 
 def _as_settings(arguments: Sequence[str]) -> list[str]:
@@ -103,7 +111,7 @@ def _refuse(error: ConfigError, _: dict[str, str]) -> None:
 
 
 def _curve(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = _target(arguments["out"])
+    out = picture_target(arguments["out"])
     runs = find_runs(folders)
     x, y, by = arguments["x"], arguments["y"], arguments["by"] or None
     points = collect(runs, x, y, by)
@@ -115,7 +123,7 @@ def _curve(arguments: dict[str, str], folders: Sequence[str]) -> None:
 
 
 def _embedding(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = _target(arguments["out"])
+    out = picture_target(arguments["out"])
     runs = find_runs(folders)
     if len(runs) > _MOST:
         raise ConfigError(
@@ -140,7 +148,7 @@ def _embedding(arguments: dict[str, str], folders: Sequence[str]) -> None:
 
 
 def _labels(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = _target(arguments["out"]) if arguments["out"] else None
+    out = picture_target(arguments["out"]) if arguments["out"] else None
     as_markdown = _as_markdown(arguments)
     runs = find_runs(folders)
     points = label_sweep.collect(runs)
@@ -169,7 +177,7 @@ def _pretext(arguments: dict[str, str], folders: Sequence[str]) -> None:
 
 
 def _domains(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = _target(arguments["out"]) if arguments["out"] else None
+    out = picture_target(arguments["out"]) if arguments["out"] else None
     as_markdown = _as_markdown(arguments)
     runs = find_runs(folders)
     rows = domain_table.collect(runs)
@@ -183,6 +191,23 @@ def _domains(arguments: dict[str, str], folders: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     told = "out=domains.png draws them" if out is None else str(out)
     print(f"{sum(len(row.runs) for row in rows)} runs: {told}", file=sys.stderr)
+
+
+def _saliency(arguments: dict[str, str], folders: Sequence[str]) -> None:
+    out = picture_target(arguments["out"]) if arguments["out"] else None
+    as_markdown = _as_markdown(arguments)
+    runs = find_runs(folders)
+    columns = saliency_compare.collect(runs)
+    if out is not None:
+        write_figure(saliency_compare.draw(columns), out)
+    if as_markdown:
+        print(saliency_compare.markdown(columns), end="")
+    else:
+        saliency_compare.print_tables(columns)
+    for note in [*saliency_compare.notes(runs, columns), *unfinished(folders)]:
+        print(f"note: {note}", file=sys.stderr)
+    told = "out=saliency.png draws them" if out is None else str(out)
+    print(f"{len(columns)} runs: {told}", file=sys.stderr)
 
 
 def _as_markdown(arguments: dict[str, str]) -> bool:
@@ -199,17 +224,23 @@ _COMMANDS: dict[str, tuple[set[str], dict[str, str], Callable[..., None]]] = {
     "labels": (set(), {"out": "", "markdown": "false"}, _labels),
     "pretext": (set(), {"markdown": "false"}, _pretext),
     "domains": (set(), {"out": "", "markdown": "false"}, _domains),
+    "saliency": (set(), {"out": "", "markdown": "false"}, _saliency),
 }
 
 
-def _target(out: str) -> Path:
+def picture_target(out: str, where: str = "out") -> Path:
+    """Return the path of a picture to write.
+
+    Raises:
+        ConfigError: no folder is there to hold it, or its name says no format.
+    """
     path = Path(out).expanduser()
     if not out or path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"cannot write {out!r}", where="out", instead="a file in a folder that exists")
+        raise ConfigError(f"cannot write {out!r}", where=where, instead="a file in a folder that exists")
     if path.suffix.lower().lstrip(".") not in _FORMATS:
         raise ConfigError(
             f"cannot write a picture as {path.name!r}",
-            where="out",
+            where=where,
             instead="a name that ends in .png, .pdf or .svg",
         )
     return path

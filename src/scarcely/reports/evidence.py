@@ -6,8 +6,9 @@ import csv
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,39 @@ from scarcely.files import write_atomically
 _ARRAYS = (
     *("predicted", "confidence", "labels", "features", "feature_index"),
     *("old_features", "old_labels", "test_confidence", "test_correct", "switched_in"),
+    *("montage_index", "montage_maps"),
 )
+_SALIENCY, _MAPS = "saliency.json", "maps.npz"
 log = logging.getLogger(__name__)
+
+
+class Archive(Mapping[str, np.ndarray]):
+    """The arrays of an npz file, each read when it is asked for; no file stays open.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: it cannot be read; on reading an array too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with np.load(path, allow_pickle=False) as archive:
+            self._names = tuple(archive.files)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with np.load(self.path, allow_pickle=False) as archive:
+            return np.asarray(archive[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 @dataclass
@@ -35,7 +67,8 @@ class Evidence:
             ``epochs``, ``cached``) and ``metrics`` (a flat map); optionally ``command`` and ``environment``.
         history: one dict per logged row: ``stage``, ``epoch`` and numbers; what was not measured is absent.
         kind: ``"clustering"`` (predictions are cluster indices, to be matched to classes),
-            ``"classification"`` (they are class indices) or ``"pretext"`` (there are none).
+            ``"classification"`` (they are class indices), ``"saliency"`` (maps of a network trained before)
+            or ``"pretext"`` (there are none).
         predicted: (N,) cluster or class of each sample.
         confidence: (N,) its probability, in [0, 1].
         labels: (N,) true classes, -1 where unknown; None where there are none at all.
@@ -54,6 +87,8 @@ class Evidence:
         test_confidence: (T,) probability of what each labelled sample of the test split is called.
         test_correct: (T,) bool, whether it is called right.
         switched_in: (N,) cycle in which the pseudo-label of each sample last changed, 0 for never.
+        montage_index: (M,) samples of which there is a map of where their cluster is seen.
+        montage_maps: (M, h, w) these maps, in the proportions of the images.
         snapshots: features while the last stage was trained: ``epochs`` (S,), ``features`` (S, M, D) and
             ``index`` (M,), which of the samples those are.
 
@@ -82,6 +117,8 @@ class Evidence:
     test_confidence: np.ndarray | None = None
     test_correct: np.ndarray | None = None
     switched_in: np.ndarray | None = None
+    montage_index: np.ndarray | None = None
+    montage_maps: np.ndarray | None = None
     snapshots: dict[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +136,9 @@ class Evidence:
             labels = () if self.old_labels is None else self.old_labels
             if len(self.old_features) != len(labels):
                 raise ValueError(f"{len(self.old_features)} features of known classes, {len(labels)} labels")
+        shown = [0 if a is None else len(a) for a in (self.montage_index, self.montage_maps)]
+        if shown[0] != shown[1]:
+            raise ValueError(f"{shown[1]} maps of samples, {shown[0]} indices of them")
         tested = [0 if a is None else len(a) for a in (self.test_confidence, self.test_correct)]
         if tested[0] != tested[1]:
             raise ValueError(f"{tested[0]} confidences on the test split, {tested[1]} of them right or wrong")
@@ -107,6 +147,29 @@ class Evidence:
     def scarce(self) -> bool:
         """Whether the samples are those whose labels were hidden while others kept theirs."""
         return "pseudo/accuracy" in (self.results.get("metrics") or {})
+
+    @cached_property
+    def saliency(self) -> dict[str, Any]:
+        """What a saliency run found beyond its scores, ``saliency.json``; empty where there is none."""
+        try:
+            found = json.loads((self.run_dir / _SALIENCY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read, its figures are left out: %s", self.run_dir / _SALIENCY, error)
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def maps(self) -> Mapping[str, np.ndarray]:
+        """Example images and their maps, ``maps.npz``, each array read when used; perhaps empty."""
+        if not (self.run_dir / _MAPS).exists():
+            return {}
+        try:
+            return Archive(self.run_dir / _MAPS)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s cannot be read, its pictures are left out: %s", self.run_dir / _MAPS, error)
+            return {}
 
     @property
     def counts(self) -> np.ndarray | None:
@@ -167,13 +230,14 @@ class Evidence:
             test = {"counts": arrays["test_counts"]}
             if "test_classes" in arrays:
                 test["classes"] = tuple(map(str, arrays["test_classes"]))
-        has_predictions = "predicted" in arrays
+        kind = "clustering" if "predicted" in arrays else "pretext"
+        kind = "saliency" if (run_dir / _SALIENCY).exists() else kind
         return cls(
             run_dir=run_dir,
             config=_read_config(run_dir / "config.yaml"),
             results=_read_results(run_dir / "results.json") if results is None else results,
             history=_read_history(run_dir / "metrics.csv"),
-            kind=str(arrays.pop("kind", "clustering" if has_predictions else "pretext")),
+            kind=str(arrays.pop("kind", kind)),
             classes=tuple(map(str, arrays.pop("classes", ()))),
             num_clusters=int(arrays.pop("num_clusters", 0)),
             images=images,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scarcely.files import write_atomically
-from scarcely.reports import table
+from scarcely.reports import saliency_table, table
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import build_figures, headline, plain, to_png
+from scarcely.reports.saliency_scores import is_saliency
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LARGE = 300_000  # bytes of a picture that is embedded with less than all its detail; its file has all
 
 
 class Caption(NamedTuple):
@@ -64,7 +69,8 @@ CAPTIONS: Mapping[str, Caption] = {
     "montage": Caption(
         "Images",
         "Each row is a cluster or class, the images it is surest of on the left and those it is least sure "
-        "of on the right; a red frame marks an image whose true class is another.",
+        "of on the right; a red frame marks an image whose true class is another; where maps stand below the "
+        "images, yellow is what its prediction rests on most.",
     ),
     "switched": Caption(
         "Pseudo-labels that switched last",
@@ -98,6 +104,56 @@ CAPTIONS: Mapping[str, Caption] = {
         "the accuracy from which on a domain brings points, and the panel beside it how many of 1,000; where "
         "the networks were tried on the source again, the last panel shows what each has left of the "
         "accuracy before, the dashed line.",
+    ),
+    "pointing": Caption(
+        "Pointing game by layer",
+        "Each panel is a method, each pair of bars a layer and the last pair its best combination: how often "
+        "the brightest point of a map is on an object of the class, with its standard error; a map is worth "
+        "looking at where its bars are above the dashed lines, which point at the centre of every image.",
+    ),
+    "maps": Caption(
+        "Maps",
+        "The image above, the objects of the class explained outlined in white, then its map for each "
+        "method and layer, each scaled by itself from its lowest to its highest values; early layers show "
+        "edges, late ones places, and a ring well outside the outline is a miss of the pointing game.",
+    ),
+    "combined": Caption(
+        "Combined maps",
+        "The maps of all layers as one, added or multiplied, by the weights of the layers named above: a "
+        "good combination is as fine as early layers and as much on the object as late ones.",
+    ),
+    "layer-weights": Caption(
+        "Weights of the layers",
+        "How much each layer counts in a combination, from the image to the last: feature spread and a "
+        "linear probe's accuracy are measured on images and mostly rise with depth, as classes come apart.",
+    ),
+    "sensitivity": Caption(
+        "Class sensitivity",
+        "How alike the maps of the likeliest and the least likely class are, as absolute rank correlation "
+        "(a minus marks a negative one): a short bar says that a map depends on the class it explains, a "
+        "long one that it would show the same for any class.",
+    ),
+    "contrast": Caption(
+        "The likeliest against the least likely class",
+        "Side by side the maps of both classes at the same layer: the least likely class is not in the "
+        "image, so that a map which looks the same for both says little about the class.",
+    ),
+    "randomization": Caption(
+        "Weights randomised",
+        "From left to right more modules have random weights, from the head down; a map that shows what the "
+        "network has learned loses its likeness to the one before, a line that stays high is of a method "
+        "that shows edges of the image whatever the weights.",
+    ),
+    "randomization-maps": Caption(
+        "Maps while weights are randomised",
+        "On the left the map of the trained network, then with more and more modules randomised; below each "
+        "its rank correlation with the first, the mean over images.",
+    ),
+    "meta-epochs": Caption(
+        "Meta-saliency while training",
+        "Rank correlation of the maps with and without meta-saliency after each epoch kept: the lower it is, "
+        "the more one step on the image changes what the network looks at, on test images mostly more than "
+        "on those it was trained on.",
     ),
     "curves": Caption(
         "Training",
@@ -155,6 +211,7 @@ def write_report(
         old_new=table.old_new_metrics(metrics),
         old_new_columns=table.OLD_NEW_COLUMNS,
         others=[(*row, table.describe_metric(row[0])) for row in table.other_metrics(metrics)],
+        grids=_grids(metrics),
         facts=_facts(evidence),
         stages=table.stage_rows(results),
         total=table.format_seconds(sum(stage.get("seconds") or 0.0 for stage in stages)),
@@ -181,8 +238,32 @@ def _picture(folder: Path, name: str, figure: Figure, captions: Mapping[str, Cap
         "alt": " ".join(headline(figure).split()) or caption.heading,
         "width": str(round(width)),
         "height": str(round(height)),
-        "data": base64.b64encode(png).decode("ascii"),
+        **_embedded(png),
     }
+
+
+def _embedded(png: bytes) -> dict[str, str]:
+    """Return type and content of a picture in the page: photographs would make it many megabytes as PNG."""
+    kind, content = "png", png
+    if len(png) > _LARGE:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        picture = Image.open(io.BytesIO(png)).convert("RGB")
+        picture.save(
+            buffer, "JPEG", quality=88, subsampling=0, optimize=True
+        )  # full colour: text stays sharp
+        if len(buffer.getvalue()) < len(png):
+            kind, content = "jpeg", buffer.getvalue()
+    return {"kind": kind, "data": base64.b64encode(content).decode("ascii")}
+
+
+def _grids(metrics: Mapping[str, Any]) -> list[saliency_table.Grid]:
+    if not is_saliency(metrics):
+        return []
+    pointed = any(key.startswith("pointing/") for key in metrics)
+    grids = [saliency_table.pointing_grid(metrics)] if pointed else []
+    return [*grids, *saliency_table.detail_grids(metrics)]
 
 
 def _facts(evidence: Evidence) -> list[tuple[str, str]]:
@@ -203,6 +284,7 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         facts.append(("without a label", "all"))
     if sizes := table.size_sentence(evidence):
         facts.append(("sizes", sizes))
+    facts += saliency_table.summary(evidence.results.get("metrics") or {})
     told = {"method", "data", "protocol", "command", "environment", "stages", "metrics"}
     for key, value in evidence.results.items():
         if key not in told and isinstance(value, (str, int, float)):

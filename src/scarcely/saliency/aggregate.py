@@ -84,15 +84,25 @@ class Window:
         fill = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         return cls(conv.kernel_size, conv.stride, conv.dilation, _padding(conv), fill)
 
+    def places(self, values: Tensor) -> tuple[int, ...]:
+        """Return (h, w), the number of patches down and across the input (N, C, H, W)."""
+        left, right, above, below = self.padding
+        lengths = (values.shape[2] + above + below, values.shape[3] + left + right)
+        return tuple(
+            (length - d * (k - 1) - 1) // s + 1
+            for length, k, s, d in zip(lengths, self.kernel, self.stride, self.dilation)
+        )
+
     def gather(self, values: Tensor, aggregate: Aggregate) -> Tensor:
         """Aggregate (N, G, H, W) over the taps of each patch, to (N, G, h, w).
 
         By slices: a convolution with ones would lose bits to TF32 and autocast, and knows no maximum.
         """
+        places = self.places(values)
         values = F.pad(values, self.padding, mode=self.fill)
         rows, columns = (
-            [slice(d * tap, d * tap + s * ((length - d * (k - 1) - 1) // s) + 1, s) for tap in range(k)]
-            for k, s, d, length in zip(self.kernel, self.stride, self.dilation, values.shape[2:])
+            [slice(d * tap, d * tap + s * (count - 1) + 1, s) for tap in range(k)]
+            for k, s, d, count in zip(self.kernel, self.stride, self.dilation, places)
         )
         taps = (values[:, :, row, column] for row in rows for column in columns)
         return reduce(torch.maximum if aggregate.largest else torch.add, taps)

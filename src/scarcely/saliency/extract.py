@@ -101,17 +101,20 @@ class ExtractAggregate:
             scaled = _normalized(site) if self.real else site.activation
             return aggregate_vectors(site.gradient * scaled, aggregate)
         if self.real:
-            conv, entry = _conv(site)
-            return aggregate_outer(site.gradient, entry, aggregate, Window.of(conv), conv.groups)
+            conv, entry, window = _conv(site)
+            return aggregate_outer(site.gradient, entry, aggregate, window, conv.groups)
         k = self.kernel_size
         window = Window(kernel=(k, k), padding=(k // 2,) * 4)
         return aggregate_outer(site.gradient, site.activation, aggregate, window)
 
 
-def _conv(site: Site) -> tuple[nn.Conv2d, Tensor]:
-    if isinstance(site.module, nn.Conv2d) and site.entry is not None:
-        return site.module, site.entry
-    raise _no_weights(site, "a convolution of its own", "the name of an nn.Conv2d")
+def _conv(site: Site) -> tuple[nn.Conv2d, Tensor, Window]:
+    if not isinstance(site.module, nn.Conv2d) or site.entry is None:
+        raise _no_weights(site, "a convolution of its own", "the name of an nn.Conv2d")
+    window = Window.of(site.module)
+    if window.places(site.entry) != tuple(site.gradient.shape[2:]):  # a subclass that pads in its own way
+        raise _no_weights(site, "the padding that it says", "a convolution that pads as nn.Conv2d does")
+    return site.module, site.entry, window
 
 
 def _normalized(site: Site) -> Tensor:

@@ -59,7 +59,8 @@ class Excitation(TorchFunctionMode):
     A unit shares its probability p_i among the units below by a_j w⁺_ij / Σ_j a_j w⁺_ij. Convolutions, linear
     layers and averages share so, sums of two branches by the size of the summands; ReLU, batch norm and
     dropout have one unit below and hand all to it; max-pooling hands it to the winner. Anything else
-    passes on its ordinary gradient.
+    passes on its ordinary gradient. Units below count where they are positive: of a layer behind a linear
+    bottleneck, whose inputs may all be negative, probability is lost.
     """
 
     contrastive = False

@@ -34,7 +34,8 @@ def layer_weights(
     With x̄ⁱ the spatial mean of a layer's activation for image i, a vector of C channels:
 
     * ``spread``: the mean over images and channels of |x̄ⁱ − x̄|, x̄ the mean over images.
-    * ``accuracy``: of a linear classifier of x̄ⁱ, on images that it was not trained on.
+    * ``accuracy``: of a linear classifier of x̄ⁱ, on images that it was not trained on; those with the
+      label -1, and classes with a single image, are left out.
     * ``linear``: j / J, j the layer's place, 0 that of the image, J that of the last.
     * ``uniform``: 1 / J.
 
@@ -74,8 +75,9 @@ def layer_weights(
         return {name: _spread(x, center) for name, x in features.items()}
     if labels is None:
         raise DataError("the loader gives no labels", where="loader", instead="batches (images, labels)")
-    classes = _labels(labels)
-    return {name: _probe_accuracy(x.numpy(), classes, folds) for name, x in features.items()}
+    rows = _learnable(labels)
+    classes = labels[rows].numpy()
+    return {name: _probe_accuracy(x[rows].numpy(), classes, folds) for name, x in features.items()}
 
 
 def save_weights(path: Path | str, weights: Mapping[str, float]) -> Path:
@@ -126,16 +128,19 @@ def _spread(means: Tensor, center: str) -> float:
     return (means - middle).abs().mean().item()
 
 
-def _labels(labels: Tensor) -> np.ndarray:
-    classes = labels.numpy()
-    counts = np.unique(classes, return_counts=True)[1] if classes.ndim == 1 else np.zeros(0, dtype=np.int64)
-    if (counts >= 2).sum() < 2:
+def _learnable(labels: Tensor) -> Tensor:
+    """Which images, (M,) bool, a probe is trained and scored on: of a class that two of them show."""
+    learnable = torch.zeros(len(labels), dtype=torch.bool)
+    if labels.ndim == 1:
+        _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+        learnable = (counts[inverse] >= 2) & (labels >= 0)
+    if len(labels[learnable].unique()) < 2:
         raise DataError(
             "a linear probe cannot be trained on these labels",
             where="loader",
             instead="(n,) class indices, of two classes with two images each at least",
         )
-    return classes
+    return learnable
 
 
 def _probe_accuracy(features: np.ndarray, classes: np.ndarray, folds: int) -> float:
@@ -148,6 +153,6 @@ def _probe_accuracy(features: np.ndarray, classes: np.ndarray, folds: int) -> fl
     if folds == 0:
         return float(probe.fit(features, classes).score(features, classes))
     # A class that is rarer than there are folds is in some of them only.
-    rarest = np.unique(classes, return_counts=True)[1]
-    split = StratifiedKFold(min(max(folds, 2), int(rarest[rarest >= 2].min())), shuffle=True, random_state=0)
+    rarest = int(np.unique(classes, return_counts=True)[1].min())
+    split = StratifiedKFold(min(max(folds, 2), rarest), shuffle=True, random_state=0)
     return float((cross_val_predict(probe, features, classes, cv=split) == classes).mean())

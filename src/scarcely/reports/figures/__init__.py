@@ -24,10 +24,25 @@ from scarcely.reports.figures.embeddings import embedding
 from scarcely.reports.figures.matching import match_clusters, match_old_new
 from scarcely.reports.figures.montages import montage
 from scarcely.reports.figures.pair_graphs import connections
+from scarcely.reports.figures.saliency import (
+    combined_sheets,
+    contrast_sheets,
+    map_sheets,
+    overlay,
+    randomization_sheets,
+)
+from scarcely.reports.figures.saliency_charts import (
+    epoch_curves,
+    pointing_game,
+    randomization_curves,
+    sensitivity_bars,
+    weight_curves,
+)
 from scarcely.reports.figures.scarce import calibration, phases, switched
 from scarcely.reports.figures.sizes import cluster_sizes
 from scarcely.reports.figures.style import headline, palette, plain, to_png
 from scarcely.reports.figures.training import curves, pseudo_labels
+from scarcely.reports.saliency_scores import pointing_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,26 +53,36 @@ __all__ = [
     "calibration",
     "class_count",
     "cluster_sizes",
+    "combined_sheets",
     "confident_confusion",
     "confusion",
     "connections",
+    "contrast_sheets",
     "curves",
     "domain_accuracies",
     "domain_curves",
     "embedding",
+    "epoch_curves",
     "evolution",
     "headline",
+    "map_sheets",
     "match_clusters",
     "match_old_new",
     "montage",
     "old_and_new",
     "old_new_of",
+    "overlay",
     "palette",
     "phases",
     "plain",
+    "pointing_game",
     "pseudo_labels",
+    "randomization_curves",
+    "randomization_sheets",
+    "sensitivity_bars",
     "switched",
     "to_png",
+    "weight_curves",
 ]
 
 log = logging.getLogger(__name__)
@@ -77,7 +102,9 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         Figures by name, which is also the stem of their file: ``confusion``, ``confident``,
         ``test-confusion``, ``phases``, ``calibration``, ``class-count``, ``sizes``, ``montage`` (then
         ``montage-2`` and on), ``switched``, ``embedding``, ``evolution``, ``old-new``, ``pairs``,
-        ``domains``, ``curves``; only those that there are.
+        ``domains``, ``curves``; of a saliency run ``pointing``, ``maps``, ``combined``, ``layer-weights``,
+        ``sensitivity``, ``contrast``, ``randomization``, ``randomization-maps``, ``meta-epochs``; only those
+        that there are.
     """
     if seed is None:
         given = evidence.results.get("seed")
@@ -125,7 +152,7 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         add("sizes", cluster_sizes, predicted, labels, classes, clusters, matching=matching)
         if evidence.images is not None:
             shown = (evidence.images, predicted, confidence, clusters, labels, classes)
-            add("montage", montage, *shown, matching=matching)
+            add("montage", montage, *shown, matching=matching, maps=_montage_maps(evidence))
             if evidence.switched_in is not None:
                 relabelled = (evidence.images, evidence.switched_in, predicted, confidence, labels, classes)
                 add("switched", switched, *relabelled)
@@ -149,7 +176,36 @@ def build_figures(evidence: Evidence, *, seed: int | None = None) -> dict[str, F
         add("curves", domain_curves, evidence.history, [row["name"] for row in domains])
     else:
         add("curves", curves, evidence.history)
+    for name, make in _saliency_figures(evidence).items():
+        add(name, make)
     return figures
+
+
+def _montage_maps(evidence: Evidence) -> dict[int, np.ndarray] | None:
+    if evidence.montage_index is None or evidence.montage_maps is None:
+        return None
+    return dict(zip(map(int, evidence.montage_index), evidence.montage_maps, strict=True))
+
+
+def _saliency_figures(evidence: Evidence) -> dict[str, Callable[[], Figure | list[Figure] | None]]:
+    """Return what draws each figure of a saliency run; of any other, nothing."""
+    if evidence.kind != "saliency":
+        return {}
+    metrics, found, maps = evidence.results.get("metrics") or {}, evidence.saliency, evidence.maps
+    methods, layers = found.get("methods") or [], found.get("layers") or []
+    entries = found.get("randomization") or []
+    preferred = {row.method: row.best_layer.where for row in pointing_rows(metrics) if row.best_layer}
+    return {
+        "pointing": lambda: pointing_game(metrics),
+        "maps": lambda: map_sheets(maps, methods, layers),
+        "combined": lambda: combined_sheets(maps, methods, found.get("weightings") or []),
+        "layer-weights": lambda: weight_curves(found.get("layer_weights") or {}),
+        "sensitivity": lambda: sensitivity_bars(metrics),
+        "contrast": lambda: contrast_sheets(maps, methods, layers),
+        "randomization": lambda: randomization_curves(entries),
+        "randomization-maps": lambda: randomization_sheets(maps, entries, preferred),
+        "meta-epochs": lambda: epoch_curves(found.get("epochs") or []),
+    }
 
 
 def _domains(results: Mapping[str, Any]) -> Figure:

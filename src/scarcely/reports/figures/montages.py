@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from scarcely.reports.figures import style
 from scarcely.reports.figures.matching import Groups, Matching, group_predictions
+from scarcely.reports.figures.saliency import overlay, resize_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ def montage(
     classes: Sequence[str] = (),
     *,
     matching: Matching | None = None,
+    maps: Mapping[int, np.ndarray] | None = None,
     rows_per_page: int = 20,
     most_rows: int = 100,
 ) -> list[Figure]:
@@ -39,6 +41,8 @@ def montage(
         labels: (N,) classes, -1 where unknown; where known, an image outside its cluster's class is framed.
         classes: names of the classes.
         matching: class of each cluster and order of the rows; made from the labels if not given.
+        maps: of some images, by their index, the (h, w) map of where their cluster is seen: below each of
+            these it is laid over the image.
         rows_per_page: clusters on one figure.
         most_rows: clusters shown at all.
 
@@ -58,7 +62,7 @@ def montage(
     for page, clusters in enumerate(pages, start=1):
         rows = [_montage_row(predicted, confidence, groups, int(k), classes) for k in clusters]
         numbered = f"{title}, page {page} of {len(pages)}" if len(pages) > 1 else title
-        figures.append(_draw_montage(images, rows, heads, numbered))
+        figures.append(_draw_montage(images, rows, heads, numbered, maps or {}))
     return figures
 
 
@@ -105,7 +109,13 @@ def _montage_row(
     return _MontageRow(name, size, members[:_MOST], least, frozenset(wrong.tolist()))
 
 
-def _draw_montage(images: np.ndarray, rows: list[_MontageRow], heads: tuple[str, str], title: str) -> Figure:
+def _draw_montage(
+    images: np.ndarray,
+    rows: list[_MontageRow],
+    heads: tuple[str, str],
+    title: str,
+    maps: Mapping[int, np.ndarray],
+) -> Figure:
     """Paint the page as one array and show it pixel by pixel: hundreds of axes would take seconds."""
     # In file order: the images may be a memory map on a slow disk.
     shown = sorted({int(index) for row in rows for index in (*row.most, *row.least)})
@@ -113,7 +123,7 @@ def _draw_montage(images: np.ndarray, rows: list[_MontageRow], heads: tuple[str,
     high = max((tile.shape[0] for tile in tiles.values()), default=32) + 2 * _FRAME
     wide = max((tile.shape[1] for tile in tiles.values()), default=32) + 2 * _FRAME
     # Below a row, room for two lines of text at least; beside a tile, enough to tell its frame from the next.
-    step, beside = max(high + 4, 36), wide + 2
+    step, beside = max(high * (2 if maps else 1) + 4, 36), wide + 2
     canvas = np.full((step * len(rows), beside * (_MOST + _LEAST) + _GAP, 3), 255, dtype=np.uint8)
     red = [int(style.WRONG[i : i + 2], 16) for i in (1, 3, 5)]
     for number, row in enumerate(rows):
@@ -123,6 +133,9 @@ def _draw_montage(images: np.ndarray, rows: list[_MontageRow], heads: tuple[str,
                 canvas[top : top + high, left : left + wide] = red
             y, x = top + (high - tile.shape[0]) // 2, left + (wide - tile.shape[1]) // 2
             canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            if index in maps:
+                seen = overlay(tile, resize_map(maps[index], tile.shape[:2]))
+                canvas[y + high : y + high + tile.shape[0], x : x + tile.shape[1]] = seen
 
     width, height = canvas.shape[1] + _LABEL, canvas.shape[0] + _HEAD
     figure = style.new_figure(width / style.DPI, height / style.DPI, title, arranged=False)

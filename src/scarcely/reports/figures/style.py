@@ -68,6 +68,11 @@ def safe(text: object, limit: int | None = None) -> str:
     return plain(text, limit).replace("$", r"\$")
 
 
+def safe_lines(text: str) -> str:
+    """As `safe`, line breaks kept."""
+    return "\n".join(map(safe, text.split("\n")))
+
+
 def class_name(classes: Sequence[str], index: int, limit: int = 18) -> str:
     """Return the drawable name of a class; its number where it has none."""
     return safe(classes[index], limit) if index < len(classes) else f"class {index}"

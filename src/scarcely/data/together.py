@@ -1,4 +1,4 @@
-"""The data of several domains as one, for a stage that trains a network on all of them."""
+"""Several domains as one data set, for a stage that trains a network on all of them."""
 
 from __future__ import annotations
 

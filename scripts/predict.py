@@ -1,4 +1,4 @@
-"""Name clusters or classes of a folder of images, or map what was looked at; without arguments it says how."""
+"""Name clusters or classes of a folder of images, or map what was looked at; without arguments it tells."""
 
 import sys
 

@@ -155,6 +155,12 @@ def test_the_protocol_says_what_was_trained_on_and_what_was_scored():
         "All others start from the network of birds."
     )
     results["domains"][2]["scored"] = "val"
+    for row in results["domains"]:
+        row["decay_chosen_on"] = row["scored"]
+    assert "was chosen on these images: accuracies are too high" in describe_protocol(results)
+    for row in results["domains"]:
+        row["decay_chosen_on"] = "another part"
+    assert "weight decay" not in describe_protocol(results)
     told = describe_protocol(results)
     assert "birds, signs: trained on its train and val parts" in told
     assert "digits: trained on its train part alone, scored on its val part" in told

@@ -242,6 +242,11 @@ def _domain_protocol(results: Mapping[str, Any]) -> str:
         if names:
             whose = "Each domain" if len(names) == len(rows) else ", ".join(names)
             told.append(f"{whose}: {how}")
+    chosen = [str(r["name"]) for r in rows if r.get("scored") and r.get("decay_chosen_on") == r["scored"]]
+    if chosen:
+        told.append(
+            f"The weight decay of {', '.join(chosen)} was chosen on these images: accuracies are too high."
+        )
     if source is not None:
         told.append(f"All others start from the network of {source}.")
     return " ".join(told)

@@ -21,7 +21,7 @@ FOUND = {
     "seed.x=1": ("seed.x", "no setting 'seed.x'", "seed"),
     "+seed=1": ("seed", "exists already", "seed=VALUE without the +"),
     "++data=digits": ("data", "nothing is added", "data=digits without the +"),
-    "~nothing": ("nothing", "no setting 'nothing'", "--help"),
+    "~xyzzy": ("xyzzy", "no setting 'xyzzy'", "--help"),
     "data.size=${nothing}": ("data.size", "Interpolation key 'nothing' not found", "--help"),
 }
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scarcely import checkpoints, explain
+from scarcely import checkpoints
 from scarcely.config.compose import compose_run
+from scarcely.explanation import run as explaining
+from scarcely.explanation.predict import SaliencyRun
 from scarcely.metrics.sensitivity import resize
 from scarcely.predict import main
-from scarcely.predict_maps import SaliencyRun
 from scarcely.run import execute
 from scarcely.saliency import attribute
 from tests.data.files import write_image
@@ -263,7 +264,7 @@ def saliency_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("saliency")
     (root / "map.json").write_text(json.dumps({"disc": [0, 1], "star": [2]}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain, "write_report", lambda evidence: None)  # tested with the other reports
+        patch.setattr(explaining, "write_report", lambda evidence: None)  # tested with the other reports
         config = compose_run(
             [
                 *("method=normgrad", "data=shapes", "data.image_size=64", "data.train_images=20"),

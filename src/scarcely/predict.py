@@ -74,7 +74,7 @@ def _command(arguments: dict[str, str]) -> None:
 
 
 def _maps(arguments: dict[str, str]) -> None:
-    from scarcely.predict_maps import predict_maps
+    from scarcely.explanation.predict import predict_maps
 
     other = [key for key in ("out", "challenge") if arguments[key]]
     if other or not arguments["images"]:

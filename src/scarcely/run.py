@@ -77,7 +77,7 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
         config["environment"] = environment(accelerator)
         return _show(folder.path, train_domains(config, folder, data, accelerator))
     if config["method"]["task"] == "saliency":
-        from scarcely.explain import explain
+        from scarcely.explanation import explain
 
         config["environment"] = environment(accelerator)
         return _show(folder.path, explain(config, folder, data, accelerator))

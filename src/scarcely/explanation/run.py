@@ -21,7 +21,12 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from scarcely import checkpoints
-from scarcely.classifier import (
+from scarcely.config.check import names_function
+from scarcely.config.schema import METHOD_KEYS
+from scarcely.data.module import Role
+from scarcely.data.objects import ObjectImages
+from scarcely.errors import ConfigError, DataError, UserError
+from scarcely.explanation.classifier import (
     Classifier,
     auto_layers,
     cascade_modules,
@@ -31,20 +36,8 @@ from scarcely.classifier import (
     load_classifier,
     load_run_classifier,
 )
-from scarcely.config.check import names_function
-from scarcely.config.schema import METHOD_KEYS
-from scarcely.data.module import Role
-from scarcely.data.objects import ObjectImages
-from scarcely.errors import ConfigError, DataError, UserError
-from scarcely.files import write_atomically
-from scarcely.folder import RunFolder
-from scarcely.loggers import open_loggers, send_results
-from scarcely.methods.normgrad import Evaluation, NormGrad
-from scarcely.reports.evidence import Evidence
-from scarcely.reports.html import write_report
-from scarcely.saliency import layer_weights
-from scarcely.saliency.layers import INPUT, resolve_layers
-from scarcely.saliency_scores import (
+from scarcely.explanation.images import Batches, WholeImages
+from scarcely.explanation.scores import (
     Examples,
     Identity,
     MetaEffect,
@@ -53,7 +46,14 @@ from scarcely.saliency_scores import (
     Sensitivity,
     region,
 )
-from scarcely.whole_images import Batches, WholeImages
+from scarcely.files import write_atomically
+from scarcely.folder import RunFolder
+from scarcely.loggers import open_loggers, send_results
+from scarcely.methods.normgrad import Evaluation, NormGrad
+from scarcely.reports.evidence import Evidence
+from scarcely.reports.html import write_report
+from scarcely.saliency import layer_weights
+from scarcely.saliency.layers import INPUT, resolve_layers
 
 FAST_IMAGES = 2  # of each evaluation under fast=true
 FAST_STEPS = 4  # of the randomisation

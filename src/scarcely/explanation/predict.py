@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scarcely.classifier import fit_classes, load_classifier
 from scarcely.config.schema import METHOD_KEYS
 from scarcely.data.imagefolder import list_images
 from scarcely.data.whole import decode_whole
 from scarcely.errors import CheckpointError, ConfigError, DataError
-from scarcely.explain import lightning
+from scarcely.explanation.classifier import fit_classes, load_classifier
+from scarcely.explanation.run import lightning
 from scarcely.files import write_atomically
 from scarcely.functional.views import normalize
 from scarcely.methods.normgrad import COMBINED, META, Explained, NormGrad

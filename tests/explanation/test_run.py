@@ -13,8 +13,12 @@ import torch
 import yaml
 from torch import nn
 
-from scarcely import checkpoints, explain
-from scarcely.classifier import (
+from scarcely import checkpoints
+from scarcely.config.check import check, names_function
+from scarcely.data.shapes import Shapes
+from scarcely.errors import CheckpointError, ConfigError, DataError
+from scarcely.explanation import run as explaining
+from scarcely.explanation.classifier import (
     CLASS_MAPS,
     Classifier,
     Grouped,
@@ -25,9 +29,7 @@ from scarcely.classifier import (
     load_run_classifier,
     output_groups,
 )
-from scarcely.config.check import check, names_function
-from scarcely.data.shapes import Shapes
-from scarcely.errors import CheckpointError, ConfigError, DataError
+from scarcely.explanation.scores import for_picture
 from scarcely.functional.views import normalize
 from scarcely.metrics.pointing import PointingGame
 from scarcely.run import execute
@@ -39,7 +41,6 @@ from scarcely.saliency import (
     correlations,
     identity_correlations,
 )
-from scarcely.saliency_scores import for_picture
 from tests.config.composing import composed
 from tests.saliency.networks import toy
 
@@ -82,7 +83,7 @@ def run_of(*overrides):
 def without_pictures():
     """Reports are tested with the other reports."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain, "write_report", lambda evidence: None)
+        patch.setattr(explaining, "write_report", lambda evidence: None)
         patch.setattr("scarcely.reports.html.write_report", lambda evidence: None)
         yield
 
@@ -208,7 +209,7 @@ def test_the_cascade_is_that_of_the_package_and_its_end_is_the_metric(finished, 
     images = normalize(raw, shapes.augmentation.mean, shapes.augmentation.std)
     targets = torch.tensor([shapes.annotated("test", "split")[i].largest() for i in chosen])
     row = next(r for r in rows if (r["method"], r["layer"]) == ("grad_cam", "backbone.conv3"))
-    seed = explain.Randomization([], [], {}, 0).seed
+    seed = explaining.Randomization([], [], {}, 0).seed
     steps = cascading_randomization(
         model, images, targets, "backbone.conv3", "grad_cam", modules=row["modules"][1:], seed=seed
     )
@@ -222,7 +223,7 @@ def test_the_cascade_is_that_of_the_package_and_its_end_is_the_metric(finished, 
 
 
 def explain_order(shapes):
-    from scarcely.whole_images import WholeImages
+    from scarcely.explanation.images import WholeImages
 
     return WholeImages(
         *(shapes, "test", "split"),
@@ -297,7 +298,7 @@ def test_a_killed_run_goes_on_after_its_last_evaluation(classifier, tmp_path, mo
     whole = run_of(*LIGHT, f"ckpt={classifier}", f"run_dir={tmp_path / 'whole'}")
     given = [*LIGHT, f"ckpt={classifier}", f"run_dir={tmp_path / 'run'}"]
     seen = []
-    original = explain._Runner.test
+    original = explaining._Runner.test
 
     def counting(self, title, *arguments, **settings):
         seen.append(title)
@@ -305,7 +306,7 @@ def test_a_killed_run_goes_on_after_its_last_evaluation(classifier, tmp_path, mo
             raise KeyboardInterrupt
         return original(self, title, *arguments, **settings)
 
-    monkeypatch.setattr(explain._Runner, "test", counting)
+    monkeypatch.setattr(explaining._Runner, "test", counting)
     with pytest.raises(KeyboardInterrupt):
         run_of(*given)
     assert not (tmp_path / "run" / "results.json").exists()
@@ -324,7 +325,7 @@ def test_evaluations_of_another_model_are_not_gone_on_with(classifier, tmp_path,
     shutil.copytree(classifier, copied)
     given = [*LIGHT, "fast=true", f"ckpt={copied}", f"run_dir={run}"]
     with monkeypatch.context() as patch:
-        patch.setattr(explain._Runner, "identity", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(explaining._Runner, "identity", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run_of(*given)
     assert (run / "evaluations" / "sensitivity.json").is_file()

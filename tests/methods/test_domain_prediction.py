@@ -118,7 +118,7 @@ def test_the_predictor_has_half_the_depth():
     resnet = {"_target_": "scarcely.backbones.resnet26.ResNet26", "width": 16, "blocks": 4}
     assert half_as_deep(resnet) == {**resnet, "blocks": 2}
     other = half_as_deep(
-        {"_target_": "scarcely.backbones.torchvision_resnet.TorchvisionResNet", "name": "resnet18"}
+        {"_target_": "scarcely.backbones.torchvision_networks.TorchvisionNetwork", "name": "resnet18"}
     )
     assert other == {"_target_": resnet["_target_"], "blocks": 2}
 

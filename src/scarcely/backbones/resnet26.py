@@ -20,7 +20,6 @@ class ResNet26(Backbone):
         in_channels: channels of the input images.
         width: channels of the first stage; the next have twice and four times as many.
         blocks: residual blocks of a stage; 2 for the network that predicts an image's domain.
-        stride: of the stem; 2 for images of 128 pixels or so.
     """
 
     block_names = ("layer1", "layer2", "layer3")
@@ -30,11 +29,10 @@ class ResNet26(Backbone):
         in_channels: PositiveInt = 3,
         width: Annotated[int, Range(low=2)] = 64,
         blocks: PositiveInt = 4,
-        stride: PositiveInt = 1,
     ) -> None:
         super().__init__()
         widths = [width // 2, width, 2 * width, 4 * width]
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for i, name in enumerate(self.block_names):
             layers: list[nn.Module] = [BasicBlock(widths[i], widths[i + 1], stride=2)]

@@ -109,9 +109,10 @@ class Explanation:
         return found
 
     def shown_layers(self) -> list[str]:
-        """Return a layer half-way and the last: where maps are many, these stand for all."""
-        layers = [layer for layer in self.module.layers if layer != INPUT] or self.module.layers
-        return list(dict.fromkeys([layers[(len(layers) - 1) // 2], layers[-1]]))
+        """Return the first layer, one half-way and the last: where maps are many, these stand for all."""
+        layers = self.module.layers
+        behind = [layer for layer in layers if layer != INPUT] or layers
+        return list(dict.fromkeys([layers[0], behind[(len(behind) - 1) // 2], behind[-1]]))
 
     def batches(self, pairs: Sequence[tuple[int, int]], images: WholeImages | None = None) -> Batches:
         """Return (image, class) pairs in batches."""

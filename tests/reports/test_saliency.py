@@ -496,3 +496,18 @@ def test_maps_of_a_montage_are_kept_and_drawn_and_runs_without_them_are_as_befor
     with pytest.raises(ValueError, match="1 maps of samples, 2 indices"):
         digits_run(tmp_path, montage_index=np.arange(2), montage_maps=seen[:1])
     assert run.num_clusters == 10
+
+
+def test_no_curve_leaves_its_panel():
+    entries = [
+        {"method": "norm_grad", "layer": layer, "epoch": [1, 2], "train": [0.9, low], "test": [0.9, low]}
+        for layer, low in (("input", -0.4), ("layer4", 0.85))
+    ]
+    cascade = [
+        {"method": "norm_grad", "layer": entry["layer"], "modules": ["", "fc"], "mean": entry["train"]}
+        for entry in entries
+    ]
+    for figure in (figures.epoch_curves(entries), figures.randomization_curves(cascade)):
+        for axes in figure.axes:
+            drawn = [value for line in axes.lines for value in line.get_ydata()]
+            assert axes.get_ylim()[0] < min(drawn)

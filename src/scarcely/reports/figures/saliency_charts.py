@@ -193,7 +193,7 @@ def randomization_curves(entries: Sequence[Mapping[str, Any]]) -> Figure | None:
             if np.isfinite(errors).any():
                 band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
                 axes.fill_between(steps, means - errors, means + errors, **band)
-        _correlation_axis(axes, [value for entry in own for value in entry["mean"]])
+        _correlation_axis(axes, [value for entry in entries for value in entry["mean"]])  # a common axis
         modules = [shown_module(name) or "none" for name in own[0]["modules"]]
         ticks = style.thin(len(modules), _TICKS)
         _name_ticks(axes, ticks.tolist(), [modules[t] for t in ticks], slanted=True)
@@ -222,13 +222,14 @@ def epoch_curves(entries: Sequence[Mapping[str, Any]]) -> Figure | None:
     figure, panels = _panels(
         len(layers), "Maps with and without meta-saliency while training", 2.2, wide=True
     )
+    shown = [v for e in entries for part in ("train", "test") for v in e.get(part) or []]  # on a common axis
     for axes, layer in zip(panels, layers, strict=False):
         own = [entry for entry in entries if str(entry["layer"]) == layer]
         for entry in own:
             for part, line in (("train", "-"), ("test", (0, (4, 2)))):
                 look = looks[str(entry["method"])] | {"linestyle": line}
                 axes.plot(entry["epoch"], _numbers(entry.get(part) or [None] * len(entry["epoch"])), **look)
-        _correlation_axis(axes, [v for e in own for k in ("train", "test") for v in e.get(k) or []], 0.8)
+        _correlation_axis(axes, shown, 0.8)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch", fontsize=8)
         axes.set_ylabel("rank correlation", fontsize=8)

@@ -161,6 +161,7 @@ def limit_and_save(folder: Path, size: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_write_that_the_kernel_refuses(tmp_path):
     folder = tmp_path / "checkpoints"
     process = Process(limit_and_save, folder, 50_000, log=tmp_path / "log")

@@ -241,6 +241,7 @@ def environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root), os.environ.get("PYTHONPATH", "")])}
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_go_on_ends_the_run_with_one_message(tmp_path):
     """Rank 0 alone writes checkpoints; the other waits for it."""
     folder = tmp_path / "run"

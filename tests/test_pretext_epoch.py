@@ -133,6 +133,7 @@ def test_without_a_pretext_nothing_is_said_of_one(tmp_path):
     assert not any(key.startswith("pretext/") for key in results_of(tmp_path / "run")["metrics"])
 
 
+@pytest.mark.slow
 def test_what_follows_is_cached_for_each_epoch_apart(tmp_path):
     """The supervised stage between pretext and discovery is itself kept in the cache."""
     given = [

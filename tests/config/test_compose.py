@@ -31,7 +31,7 @@ EXPERIMENTS = options_of("experiment")
 
 # One data set of every sort is composed with all methods; of the others the pairs that have a recipe, and
 # those that are left, which differ from these in names alone, by the slow tests.
-OF_EVERY_SORT = {"digits", "tfidf", "imagefolder", "shapes", "decathlon"}
+OF_EVERY_SORT = {"digits", "tfidf", "shapes", "decathlon"}
 
 
 def pairs(data, quick):

@@ -386,6 +386,7 @@ def many(folder, count, side=256):
         os.link(folder / "0.png", folder / f"{number}.png")
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_decode_once(tmp_path):
     many(tmp_path / "images", 100)
     both = [python(DECODE, tmp_path / "images", tmp_path / "cache", 100, 256) for _ in range(2)]

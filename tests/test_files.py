@@ -1,11 +1,12 @@
 """Files are whole or not there, whoever reads meanwhile."""
 
+import json
 import threading
 
 import pytest
 
 from scarcely.errors import WriteError
-from scarcely.files import write_atomically
+from scarcely.files import write_atomically, write_json
 
 
 @pytest.mark.parametrize("content", ["ä", "ä".encode(), lambda file: file.write("ä".encode())])
@@ -37,3 +38,8 @@ def test_a_failed_write_leaves_nothing_beside_the_target(tmp_path):
     with pytest.raises(WriteError, match="could not write page"):
         write_atomically(tmp_path / "page", b"text")
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
+
+
+def test_json_is_read_back_and_what_it_has_no_form_for_is_text(tmp_path):
+    path = write_json(tmp_path / "content.json", {"a": [1, None, 0.5], "at": tmp_path})
+    assert json.loads(path.read_text()) == {"a": [1, None, 0.5], "at": str(tmp_path)}

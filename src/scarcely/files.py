@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from scarcely.errors import WriteError
 
@@ -53,6 +54,11 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
             "(of train.py with resume=true: it goes on from the last checkpoint)",
         ) from error
     return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write plain containers as JSON, atomically; what JSON has no form for is written as text."""
+    return write_atomically(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _failed_write(error: BaseException | None) -> OSError | None:

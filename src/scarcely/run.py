@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -18,7 +17,7 @@ from scarcely.config.check import check, names_function, start_of
 from scarcely.config.compose import finalize, run_name, without_recipe
 from scarcely.config.signature import constant_of
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
-from scarcely.files import write_atomically
+from scarcely.files import write_atomically, write_json
 from scarcely.loggers import logging_to, open_loggers, send_results
 
 
@@ -353,8 +352,7 @@ def _finish(
     for logger in loggers:
         send_results(logger, results["metrics"], folder / "figures")
     # last of all: a folder with results.json is finished
-    text = json.dumps(results, indent=1, default=str)
-    write_atomically(folder / "results.json", text)
+    write_json(folder / "results.json", results)
     return results
 
 

@@ -29,7 +29,8 @@ from scarcely.explanation.classifier import (
     load_run_classifier,
     output_groups,
 )
-from scarcely.explanation.scores import for_picture
+from scarcely.explanation.evaluations import Runner
+from scarcely.explanation.scores import Randomization, for_picture
 from scarcely.functional.views import normalize
 from scarcely.metrics.pointing import PointingGame
 from scarcely.run import execute
@@ -210,7 +211,7 @@ def test_the_cascade_is_that_of_the_package_and_its_end_is_the_metric(finished, 
     images = normalize(raw, shapes.augmentation.mean, shapes.augmentation.std)
     targets = torch.tensor([shapes.annotated("test", "split")[i].largest() for i in chosen])
     row = next(r for r in rows if (r["method"], r["layer"]) == ("grad_cam", "backbone.conv3"))
-    seed = explaining.Randomization([], [], {}, 0).seed
+    seed = Randomization([], [], {}, 0).seed
     steps = cascading_randomization(
         model, images, targets, "backbone.conv3", "grad_cam", modules=row["modules"][1:], seed=seed
     )
@@ -299,7 +300,7 @@ def test_a_killed_run_goes_on_after_its_last_evaluation(classifier, tmp_path, mo
     whole = run_of(*LIGHT, f"ckpt={classifier}", f"run_dir={tmp_path / 'whole'}")
     given = [*LIGHT, f"ckpt={classifier}", f"run_dir={tmp_path / 'run'}"]
     seen = []
-    original = explaining._Runner.test
+    original = Runner.test
 
     def counting(self, title, *arguments, **settings):
         seen.append(title)
@@ -307,7 +308,7 @@ def test_a_killed_run_goes_on_after_its_last_evaluation(classifier, tmp_path, mo
             raise KeyboardInterrupt
         return original(self, title, *arguments, **settings)
 
-    monkeypatch.setattr(explaining._Runner, "test", counting)
+    monkeypatch.setattr(Runner, "test", counting)
     with pytest.raises(KeyboardInterrupt):
         run_of(*given)
     assert not (tmp_path / "run" / "results.json").exists()
@@ -326,7 +327,7 @@ def test_evaluations_of_another_model_are_not_gone_on_with(classifier, tmp_path,
     shutil.copytree(classifier, copied)
     given = [*LIGHT, "fast=true", f"ckpt={copied}", f"run_dir={run}"]
     with monkeypatch.context() as patch:
-        patch.setattr(explaining._Runner, "identity", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(Runner, "identity", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run_of(*given)
     assert (run / "evaluations" / "sensitivity.json").is_file()

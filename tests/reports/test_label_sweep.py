@@ -16,7 +16,7 @@ from rich.console import Console
 
 from scarcely.reports import label_sweep
 from scarcely.reports.compare import main
-from scarcely.reports.label_sweep import ALL, collect, draw, labels_of, markdown, name_of, print_table
+from scarcely.reports.label_sweep import ALL, collect, draw, labels_of, markdown, name_of, print_tables
 from scarcely.reports.runs import find_runs
 
 
@@ -91,7 +91,7 @@ def test_cells_are_mean_and_deviation_of_the_test_error_over_the_seeds(runs):
 @pytest.mark.parametrize("width", [70, 200])
 def test_the_table_of_the_terminal_has_the_same_cells_at_any_width(runs, width):
     stream = io.StringIO()
-    print_table(collect(found(runs)), Console(file=stream, width=width))
+    print_tables(collect(found(runs)), Console(file=stream, width=width))
     text = stream.getvalue()
     assert "Test error on digits in %, by labels per class" in text
     assert max(map(len, text.splitlines())) <= width

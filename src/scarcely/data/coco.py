@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from scarcely.data.augment import ImageAugmentation
 from scarcely.data.masks import decode_counts, polygon_mask, run_length_mask
-from scarcely.data.object_files import Annotation, ObjectFiles, check_box
+from scarcely.data.object_files import Annotation, ObjectFiles, Reading, check_box
 from scarcely.errors import DataError
-from scarcely.spec import NonNegativeInt, PositiveInt
 
 __all__ = ["COCO", "read_instances"]
 
@@ -50,25 +49,11 @@ class COCO(ObjectFiles):
         *,
         augmentation: ImageAugmentation,
         name: str = "coco",
-        kind: Literal["images"] = "images",
-        root: str | None = None,
-        resident: Literal["auto", "host", "device"] = "auto",
-        image_size: PositiveInt = 224,
-        on_error: Literal["raise", "skip"] = "raise",
-        workers: NonNegativeInt = 0,
         year: Literal[2014, 2017] = 2014,
         annotations: str | None = None,
+        **files: Unpack[Reading],
     ) -> None:
-        super().__init__(
-            name=name,
-            kind=kind,
-            augmentation=augmentation,
-            root=root,
-            resident=resident,
-            image_size=image_size,
-            on_error=on_error,
-            workers=workers,
-        )
+        super().__init__(name=name, augmentation=augmentation, **files)
         self.year = year
         self.annotations = annotations
 

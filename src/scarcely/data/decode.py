@@ -33,7 +33,7 @@ DECODER_VERSION = 1
 """Part of every cache key: raise it when `decode_image` gives other pixels."""
 
 # Nothing else is tried on a file, whatever it is called: Pillow would hand an EPS file to Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _CHUNK = 64
 _MANY = 2000
@@ -90,7 +90,7 @@ def decode_image(path: str | Path, size: int, channels: Literal[1, 3] = 3) -> np
     """
     from PIL import Image, ImageOps
 
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.draft(image.mode, (2 * size, 2 * size))
         image.load()
         try:
@@ -98,7 +98,7 @@ def decode_image(path: str | Path, size: int, channels: Literal[1, 3] = 3) -> np
         except Exception as error:
             # Cameras and editors write broken EXIF blocks; the picture beside it is still good.
             log.debug("EXIF orientation of %s ignored: %s", path, error)
-        flat = _flatten(image).convert("L" if channels == 1 else "RGB")
+        flat = flatten(image).convert("L" if channels == 1 else "RGB")
         width, height = flat.size
         if (width, height) != (size, size):
             # Cut first, then resize: the same picture, and a very long one costs no memory.
@@ -217,7 +217,7 @@ def load_images(
     return samples, failed
 
 
-def _flatten(image: PILImage) -> PILImage:
+def flatten(image: PILImage) -> PILImage:
     """Bring any mode to 8-bit grey or RGB, transparency laid on white."""
     from PIL import Image
 

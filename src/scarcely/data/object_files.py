@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from scarcely.data.objects import AnnotatedImage, ObjectImages
 from scarcely.data.samples import Samples
 from scarcely.data.whole import upright_size, wrong_size
 from scarcely.errors import DataError
+from scarcely.spec import NonNegativeInt, PositiveInt
 
-__all__ = ["Annotation", "ObjectFiles", "check_box"]
+__all__ = ["Annotation", "ObjectFiles", "Reading", "check_box"]
 
 _SHOWN = 5
 _LOOKED_AT = 10_000
@@ -47,6 +48,17 @@ class Annotation:
     masks: Callable[[], Tensor] | None = None
 
 
+class Reading(TypedDict, total=False):
+    """Arguments that every such data set takes (see `ObjectFiles`); all may be left out."""
+
+    kind: Literal["images"]
+    root: str | None
+    resident: Literal["auto", "host", "device"]
+    image_size: PositiveInt
+    on_error: Literal["raise", "skip"]
+    workers: NonNegativeInt
+
+
 class ObjectFiles(ObjectImages):
     """Base of the data sets that lie in files: a subclass defines `find`, the rest follows.
 
@@ -72,13 +84,13 @@ class ObjectFiles(ObjectImages):
         self,
         *,
         name: str,
-        kind: Literal["images"],
         augmentation: ImageAugmentation,
-        root: str | None,
-        resident: Literal["auto", "host", "device"],
-        image_size: int,
-        on_error: Literal["raise", "skip"],
-        workers: int,
+        kind: Literal["images"] = "images",
+        root: str | None = None,
+        resident: Literal["auto", "host", "device"] = "auto",
+        image_size: PositiveInt = 224,
+        on_error: Literal["raise", "skip"] = "raise",
+        workers: NonNegativeInt = 0,
     ) -> None:
         super().__init__(name=name, kind=kind, augmentation=augmentation, root=root, resident=resident)
         self.image_size = image_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ from torch import Tensor
 from scarcely.data.augment import ImageAugmentation
 from scarcely.data.coco import read_instances
 from scarcely.data.imagefolder import EXTENSIONS
-from scarcely.data.object_files import Annotation, ObjectFiles
+from scarcely.data.object_files import Annotation, ObjectFiles, Reading
 from scarcely.data.voc import read_xml
 from scarcely.errors import ConfigError, DataError
-from scarcely.spec import NonNegativeInt, PositiveInt
 
 __all__ = ["VOID", "ObjectFolder"]
 
@@ -58,24 +57,10 @@ class ObjectFolder(ObjectFiles):
         *,
         augmentation: ImageAugmentation,
         name: str = "objects",
-        kind: Literal["images"] = "images",
-        root: str | None = None,
-        resident: Literal["auto", "host", "device"] = "auto",
-        image_size: PositiveInt = 224,
-        on_error: Literal["raise", "skip"] = "raise",
-        workers: NonNegativeInt = 0,
         classes: list[str] | None = None,
+        **files: Unpack[Reading],
     ) -> None:
-        super().__init__(
-            name=name,
-            kind=kind,
-            augmentation=augmentation,
-            root=root,
-            resident=resident,
-            image_size=image_size,
-            on_error=on_error,
-            workers=workers,
-        )
+        super().__init__(name=name, augmentation=augmentation, **files)
         self.given = tuple(classes) if classes is not None else None
         if self.given is not None and len(set(self.given)) < max(1, len(self.given)):
             raise ConfigError(

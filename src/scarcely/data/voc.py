@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 from xml.etree import ElementTree
 
 from scarcely.data.augment import ImageAugmentation
-from scarcely.data.object_files import Annotation, ObjectFiles, check_box
+from scarcely.data.object_files import Annotation, ObjectFiles, Reading, check_box
 from scarcely.errors import DataError
-from scarcely.spec import NonNegativeInt, PositiveInt
 
 __all__ = ["CLASSES", "VOC", "read_xml"]
 
@@ -61,26 +60,12 @@ class VOC(ObjectFiles):
         *,
         augmentation: ImageAugmentation,
         name: str = "voc",
-        kind: Literal["images"] = "images",
-        root: str | None = None,
-        resident: Literal["auto", "host", "device"] = "auto",
-        image_size: PositiveInt = 224,
-        on_error: Literal["raise", "skip"] = "raise",
-        workers: NonNegativeInt = 0,
         year: Literal[2007, 2012] | None = None,
         train_list: str | None = None,
         test_list: str | None = None,
+        **files: Unpack[Reading],
     ) -> None:
-        super().__init__(
-            name=name,
-            kind=kind,
-            augmentation=augmentation,
-            root=root,
-            resident=resident,
-            image_size=image_size,
-            on_error=on_error,
-            workers=workers,
-        )
+        super().__init__(name=name, augmentation=augmentation, **files)
         self.year = year
         self.train_list, self.test_list = train_list, test_list
 

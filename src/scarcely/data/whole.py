@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scarcely.data.decode import _FORMATS, _flatten
+from scarcely.data.decode import FORMATS, flatten
 from scarcely.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ def decode_whole(path: Path) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.load()
         try:
             ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # the picture beside a broken EXIF block is still good
             log.debug("EXIF orientation of %s ignored: %s", path, error)
-        return np.array(_flatten(image).convert("RGB"))
+        return np.array(flatten(image).convert("RGB"))
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
@@ -44,7 +44,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             turned = _orientation(image) in _ON_THE_SIDE
     except Exception:  # decoding will say what is wrong with it

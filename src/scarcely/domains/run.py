@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from scarcely.domains.checks import check_chain, check_reference, check_settings
 from scarcely.domains.jobs import Domains
 from scarcely.domains.scores import domain_row, metrics_of, reference_errors
 from scarcely.errors import UserError
-from scarcely.files import write_atomically
+from scarcely.files import write_atomically, write_json
 from scarcely.folder import RunFolder
 from scarcely.loggers import logging_to, open_loggers, send_results
 from scarcely.methods.base import Predictions
@@ -81,7 +80,7 @@ def train_domains(
         write_report(Evidence.load(folder.path, results=results))
         for logger in loggers:
             send_results(logger, metrics, folder.path / "figures")
-        write_atomically(folder.path / "results.json", json.dumps(results, indent=1, default=str))
+        write_json(folder.path / "results.json", results)
     return results
 
 
@@ -99,7 +98,7 @@ def _finish(domains: Domains, chain: Chain, name: str, stage: Trained, folder: P
     # a stage in the cache may have been trained when its classes were called otherwise
     checkpoints.save(content | {"classes": list(classes)}, place / "weights.pt")
     _keep_predictions(predictions, classes, place)
-    write_atomically(place / "result.json", json.dumps(row, indent=1))
+    write_json(place / "result.json", row)
     return row
 
 

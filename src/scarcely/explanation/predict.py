@@ -26,7 +26,7 @@ from scarcely.data.imagefolder import list_images
 from scarcely.data.whole import decode_whole
 from scarcely.errors import CheckpointError, ConfigError, DataError
 from scarcely.explanation.classifier import fit_classes, load_classifier
-from scarcely.explanation.run import lightning
+from scarcely.explanation.evaluations import lightning
 from scarcely.files import write_atomically
 from scarcely.functional.views import normalize
 from scarcely.methods.normgrad import COMBINED, META, Explained, NormGrad

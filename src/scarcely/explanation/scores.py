@@ -55,8 +55,8 @@ class Pointing:
                 found[f"pointing/{key}/{subset}"] = scores[subset]
                 found[f"pointing/{key}/{subset}_stderr"] = scores[f"stderr/{subset}"]
                 found[f"pointing/center/{subset}"] = scores[f"center/{subset}"]  # the same of each
-            every, difficult = game._pairs.sum(dim=1).tolist()
-            found |= {"pointing/pairs": float(every), "pointing/pairs_difficult": float(difficult)}
+            found |= {"pointing/pairs": scores["pairs/all"]}
+            found |= {"pointing/pairs_difficult": scores["pairs/difficult"]}
         return _defined(found)
 
 

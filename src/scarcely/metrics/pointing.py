@@ -175,12 +175,14 @@ class PointingGame(Metric):
 
         ``all`` and ``difficult``, each also of the image's centre (``center/…``) and with its standard error
         (``stderr/…``, of the mean over classes, binomial in each class); NaN if nothing was counted.
-        ``skipped`` is the number of maps of classes that are marked difficult throughout.
+        ``pairs/all`` and ``pairs/difficult`` are the numbers of maps that were counted, ``skipped`` that of
+        maps of classes that are marked difficult throughout.
         """
         scores: dict[str, Tensor] = {"skipped": self._skipped.float()}
         for subset, name in enumerate(("all", "difficult")):
             seen = self._pairs[subset] > 0
             pairs = self._pairs[subset, seen].float()
+            scores[f"pairs/{name}"] = pairs.sum()
             hit, center = self._hits[subset][:, seen] / pairs
             scores[name], scores[f"center/{name}"] = hit.mean(), center.mean()
             scores[f"stderr/{name}"] = (hit * (1 - hit) / pairs).sum().sqrt() / len(pairs)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from scarcely.errors import ConfigError, DataError
 from scarcely.files import write_atomically
@@ -16,7 +17,7 @@ from scarcely.reports import domain_table, label_sweep, pretext_quality, salienc
 from scarcely.reports.curve import collect, curve, notes, table_of
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.figures import old_and_new, old_new_of, style
-from scarcely.reports.runs import find_runs, names_of, unfinished
+from scarcely.reports.runs import Point, find_runs, names_of, unfinished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = ConfigError(f"there is no figure {word!r}", instead=f"one of {', '.join(_USAGE_OF)}")
         return run_command("", set(), {}, partial(_refuse, wrong), [])
     required, defaults, command = _COMMANDS[word]
-    if word in ("labels", "pretext", "domains", "saliency"):
+    if word in _TABLES:
         rest = _as_settings(rest)
     folders, settings = split_folders(rest, (*required, *defaults))
     usage = _USAGE_OF[word]
@@ -147,67 +148,30 @@ def _embedding(arguments: dict[str, str], folders: Sequence[str]) -> None:
     print(f"{len(runs)} runs: {out}", file=sys.stderr)
 
 
-def _labels(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = picture_target(arguments["out"]) if arguments["out"] else None
+def _tables(
+    arguments: dict[str, str],
+    folders: Sequence[str],
+    *,
+    word: str,
+    module: ModuleType,
+    count: Callable[[Any], int] | None = None,
+) -> None:
+    """Print what a module of this package makes of runs, and draw it where it can be drawn."""
+    out = picture_target(arguments["out"]) if arguments.get("out") else None
     as_markdown = _as_markdown(arguments)
     runs = find_runs(folders)
-    points = label_sweep.collect(runs)
+    content = module.collect(runs)
     if out is not None:
-        write_figure(label_sweep.draw(points), out)
+        write_figure(module.draw(content), out)
     if as_markdown:
-        print(label_sweep.markdown(points), end="")
+        print(module.markdown(content), end="")
     else:
-        label_sweep.print_table(points)
-    for note in [*label_sweep.notes(runs, points), *unfinished(folders)]:
+        module.print_tables(content)
+    for note in [*module.notes(runs, content), *unfinished(folders)]:
         print(f"note: {note}", file=sys.stderr)
-    told = "out=labels.png draws them" if out is None else str(out)
-    print(f"{sum(len(p.values) for p in points)} runs: {told}", file=sys.stderr)
-
-
-def _pretext(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    as_markdown = _as_markdown(arguments)
-    runs = find_runs(folders)
-    points = pretext_quality.collect(runs)
-    if as_markdown:
-        print(pretext_quality.markdown(points), end="")
-    else:
-        pretext_quality.print_table(points)
-    for note in [*pretext_quality.notes(runs, points), *unfinished(folders)]:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _domains(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = picture_target(arguments["out"]) if arguments["out"] else None
-    as_markdown = _as_markdown(arguments)
-    runs = find_runs(folders)
-    rows = domain_table.collect(runs)
-    if out is not None:
-        write_figure(domain_table.draw(rows), out)
-    if as_markdown:
-        print(domain_table.markdown(rows), end="")
-    else:
-        domain_table.print_tables(rows)
-    for note in [*domain_table.notes(runs, rows), *unfinished(folders)]:
-        print(f"note: {note}", file=sys.stderr)
-    told = "out=domains.png draws them" if out is None else str(out)
-    print(f"{sum(len(row.runs) for row in rows)} runs: {told}", file=sys.stderr)
-
-
-def _saliency(arguments: dict[str, str], folders: Sequence[str]) -> None:
-    out = picture_target(arguments["out"]) if arguments["out"] else None
-    as_markdown = _as_markdown(arguments)
-    runs = find_runs(folders)
-    columns = saliency_compare.collect(runs)
-    if out is not None:
-        write_figure(saliency_compare.draw(columns), out)
-    if as_markdown:
-        print(saliency_compare.markdown(columns), end="")
-    else:
-        saliency_compare.print_tables(columns)
-    for note in [*saliency_compare.notes(runs, columns), *unfinished(folders)]:
-        print(f"note: {note}", file=sys.stderr)
-    told = "out=saliency.png draws them" if out is None else str(out)
-    print(f"{len(columns)} runs: {told}", file=sys.stderr)
+    if count is not None:
+        told = f"out={word}.png draws them" if out is None else str(out)
+        print(f"{count(content)} runs: {told}", file=sys.stderr)
 
 
 def _as_markdown(arguments: dict[str, str]) -> bool:
@@ -218,13 +182,25 @@ def _as_markdown(arguments: dict[str, str]) -> bool:
     return arguments["markdown"] == "true"
 
 
+def _in_points(points: Sequence[Point]) -> int:
+    return sum(len(point.values) for point in points)
+
+
+def _in_rows(rows: Sequence[domain_table.Row]) -> int:
+    return sum(len(row.runs) for row in rows)
+
+
+_OUT, _MARKDOWN = {"out": ""}, {"markdown": "false"}
+_TABLES: dict[str, tuple[dict[str, str], Callable[..., None]]] = {
+    "labels": (_OUT | _MARKDOWN, partial(_tables, module=label_sweep, count=_in_points)),
+    "pretext": (_MARKDOWN, partial(_tables, module=pretext_quality)),
+    "domains": (_OUT | _MARKDOWN, partial(_tables, module=domain_table, count=_in_rows)),
+    "saliency": (_OUT | _MARKDOWN, partial(_tables, module=saliency_compare, count=len)),
+}
 _COMMANDS: dict[str, tuple[set[str], dict[str, str], Callable[..., None]]] = {
     "curve": ({"x", "y", "out"}, {"by": ""}, _curve),
     "embedding": ({"out"}, {}, _embedding),
-    "labels": (set(), {"out": "", "markdown": "false"}, _labels),
-    "pretext": (set(), {"markdown": "false"}, _pretext),
-    "domains": (set(), {"out": "", "markdown": "false"}, _domains),
-    "saliency": (set(), {"out": "", "markdown": "false"}, _saliency),
+    **{word: (set(), defaults, partial(make, word=word)) for word, (defaults, make) in _TABLES.items()},
 }
 
 

@@ -144,7 +144,7 @@ def _title(points: Sequence[Point]) -> str:
     return f"Test error on {points[0].runs[0].results.get('data')} in %, by labels per class"
 
 
-def print_table(points: Sequence[Point], console: Console | None = None) -> None:
+def print_tables(points: Sequence[Point], console: Console | None = None) -> None:
     """Print a row a method, a column a number of labels: mean ± standard deviation (number of runs).
 
     Args:

@@ -64,7 +64,7 @@ def notes(runs: Sequence[Run], points: Sequence[Point]) -> list[str]:
     return notes_on(runs, scored, _APART, f"they have no {_METRIC}, or no pretext of rotations")
 
 
-def print_table(points: Sequence[Point], console: Console | None = None) -> None:
+def print_tables(points: Sequence[Point], console: Console | None = None) -> None:
     """Print a row a quantity, a column an epoch of the pretext: mean ± standard deviation (number of runs).
 
     Args:

@@ -208,6 +208,11 @@ def test_a_run_leaves_scores_and_what_they_are_made_of(tmp_path, capfd):
             assert [metrics[f"{part}/ap/{name}"] for name in names] == pytest.approx(by_class, abs=1e-6)
             assert metrics[f"{part}/map"] == pytest.approx(sum(by_class) / 6)
         assert "predicted" not in arrays
+    explained = tmp_path / "explained"
+    given = [f"ckpt={folder}", "method.evaluations=[meta]", "method.methods=[gradient]"]
+    assert main(["method=normgrad", *SHAPES[1:6], *given, "fast=true", f"run_dir={explained}"]) == 0
+    about = json.loads((explained / "saliency.json").read_text())
+    assert about["meta_loss"] == "binary_cross_entropy", "the loss that the run learnt by"
 
 
 def columns(probabilities, targets):

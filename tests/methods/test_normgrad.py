@@ -37,14 +37,16 @@ def test_the_methods_of_the_signature_are_those_there_are():
     assert set(get_args(MethodName)) == set(METHODS)
 
 
-def test_shared_passes_change_no_map():
-    module, images = module_of(), batch()
+@pytest.mark.parametrize("loss", ["auto", "cross_entropy", "binary_cross_entropy"])
+def test_shared_passes_change_no_map(loss):
+    module, images = module_of(meta_loss=loss), batch()
+    loss = "cross_entropy" if loss == "auto" else loss
     found = module.maps(images, TARGETS, module.names)
     assert tuple(found) == module.names
     for name, maps in found.items():
         lr = 0.05 if name.endswith("-meta") else 0.0
         layers = module.layers_of(name)
-        expected = attribute(module.classifier, images, TARGETS, layers, name.removesuffix("-meta"), lr)
+        expected = attribute(module.classifier, images, TARGETS, layers, name.removesuffix("-meta"), lr, loss)
         assert list(maps) == list(expected)
         for layer in maps:
             torch.testing.assert_close(maps[layer], expected[layer], rtol=1e-5, atol=1e-7)

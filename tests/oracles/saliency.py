@@ -215,12 +215,14 @@ def integrated_gradients(net, image, target, layer, steps):
     return total
 
 
-def after_sgd_step(net, image, target, lr):
-    """A copy that has taken one step on the image's cross-entropy."""
+def after_sgd_step(net, image, target, lr, loss="cross_entropy"):
+    """A copy that has taken one step on the image's cross-entropy: of the class among all, or of it alone."""
     net = copy.deepcopy(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=abs(lr), maximize=lr < 0)
     optimizer.zero_grad()
-    F.cross_entropy(net(image[None]), torch.tensor([target])).backward()
+    z = net(image[None])[0]
+    shares = z.exp() / z.exp().sum() if loss == "cross_entropy" else 1 / (1 + (-z).exp())
+    (-shares[target].log()).backward()
     optimizer.step()
     return net
 

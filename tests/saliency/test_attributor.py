@@ -420,18 +420,25 @@ def test_the_last_call_of_a_shared_module_counts():
 # Meta-saliency
 
 
-def test_meta_saliency_equals_the_map_of_a_copy_after_one_step():
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_meta_saliency_equals_the_map_of_a_copy_after_one_step(loss):
     net, images = toy(), batch()
     copies = oracle.plain(net)
     for lr in (0.05, -0.05):
-        maps = attribute(net, images, TARGETS, ["0", "5"], "selective_norm_grad", lr)
+        maps = attribute(net, images, TARGETS, ["0", "5"], "selective_norm_grad", lr, loss)
         for i, (image, target) in enumerate(zip(images.double(), TARGETS.tolist())):
-            stepped = oracle.after_sgd_step(copies, image, target, lr)
+            stepped = oracle.after_sgd_step(copies, image, target, lr, loss)
             for layer in (0, 5):
                 a, g = oracle.activation_and_gradient(stepped, image, target, layer)
                 expected = oracle.scaling(a, g, "positive_norm")
                 error = (maps[str(layer)][i].double() - expected).abs().max()
                 assert error <= 1e-5 * expected.abs().max()
+
+
+def test_another_loss_of_the_step_is_refused():
+    with pytest.raises(ConfigError, match="no loss 'softmax'") as error:
+        attribute(toy(), batch(), TARGETS, "5", meta_lr=0.1, meta_loss="softmax")
+    assert (error.value.where, error.value.instead) == ("meta_loss", "cross_entropy or binary_cross_entropy")
 
 
 def test_a_vanishing_step_gives_the_plain_map_and_none_exactly_that():

@@ -21,6 +21,7 @@ from scarcely.backbones.base import Backbone
 from scarcely.config.check import names_function
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
 from scarcely.saliency.layers import INPUT, resolve_layers
+from scarcely.saliency.target import Loss
 
 CLASS_MAPS = Path(__file__).parent / "data" / "class_maps"
 
@@ -35,6 +36,7 @@ class Classifier:
         names: what its outputs are called; None where nobody says.
         normalization: mean and std of each channel that it was trained with; None where nobody says.
         channels: of its images; None where nobody says.
+        loss: what it was trained by, of one class.
         kept: {epoch: weights file}, of a run that kept some while it trained, the last epoch too.
     """
 
@@ -43,6 +45,7 @@ class Classifier:
     names: tuple[str, ...] | None = None
     normalization: tuple[list[float], list[float]] | None = None
     channels: int | None = None
+    loss: Loss = "cross_entropy"
     kept: dict[int, Path] = field(default_factory=dict)
 
 
@@ -136,6 +139,7 @@ def load_run_classifier(path: Path) -> Classifier:
         names if names is not None and len(names) == output.shape[1] else None,
         (list(own["mean"]), list(own["std"])) if own.get("mean") else None,
         shape[0],
+        "binary_cross_entropy" if method.learns_targets else "cross_entropy",
         kept | {int(content["epochs"]): path} if kept else {},
     )
 

@@ -106,6 +106,7 @@ def _describe(session: Explanation, classes: list[str]) -> dict[str, Any]:
         "methods": list(module.names),
         "layers": list(module.layers),
         "weightings": list(module.weightings),
+        "meta_loss": module.meta_loss,
         "classes": classes,
         "layer_weights": module.layer_weights,
     }

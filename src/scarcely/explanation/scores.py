@@ -197,6 +197,7 @@ class Randomization:
                 *(module.classifier, batch.images, batch.targets, layers),
                 method=method,
                 meta_lr=lr,
+                meta_loss=module.meta_loss,
                 modules=self.modules,
                 seed=self.seed,
             )

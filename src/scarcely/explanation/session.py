@@ -148,6 +148,8 @@ def prepare(
             instead="other images, or a map from their classes to the model's outputs",
         )
     arguments = {k: v for k, v in settings.items() if k not in METHOD_KEYS}
+    if settings["meta_loss"] == "auto":
+        arguments["meta_loss"] = classifier.loss
     arguments["layers"] = _layers(settings["layers"], classifier.model, widest)
     module: NormGrad = get_class(settings["_target_"])(model=classifier.model, **arguments)
     module.eval()

@@ -24,6 +24,7 @@ from scarcely.saliency import METHODS, Attributor, ExtractAggregate, combine
 from scarcely.saliency.extract import Pass
 from scarcely.saliency.layers import INPUT, resolve_layers
 from scarcely.saliency.methods import CAM, GradCAM, Method
+from scarcely.saliency.target import Loss
 from scarcely.spec import Annotated, Literal, NonNegative, NonNegativeInt, PositiveInt, Range
 
 MethodName = Literal[
@@ -118,6 +119,8 @@ class NormGrad(pl.LightningModule):
         weights: how layers are weighted in combined maps.
         how: how maps are combined.
         meta_lr: step of meta-saliency, 2ε of section 4.4.
+        meta_loss: what that step descends: the loss of a class among all, or by itself, as a network with
+            several labels an image learns; ``auto`` is settled by the run.
         meta_methods: those that are evaluated with meta-saliency too.
         evaluations: what is evaluated.
         tolerance: of the pointing game, pixels of the original image.
@@ -144,6 +147,7 @@ class NormGrad(pl.LightningModule):
         weights: list[Weighting] | None = None,
         how: list[Literal["sum", "product"]] | None = None,
         meta_lr: Annotated[float, Range(above=0)] = 0.002,
+        meta_loss: Literal["auto", "cross_entropy", "binary_cross_entropy"] = "auto",
         meta_methods: list[MethodName] | None = None,
         evaluations: list[EvaluationName] | None = None,
         tolerance: NonNegative = 15.0,
@@ -164,6 +168,7 @@ class NormGrad(pl.LightningModule):
         self.meta_methods = tuple(dict.fromkeys(meta_methods or ()))
         self.weights, self.how = tuple(weights or ()), tuple(how or ())
         self.meta_lr, self.tolerance = meta_lr, tolerance
+        self.meta_loss: Loss = "cross_entropy" if meta_loss == "auto" else meta_loss
         self.evaluations = tuple(evaluations or ())
         self.shorter = shorter
         self.max_images = dict(max_images or {})
@@ -215,7 +220,7 @@ class NormGrad(pl.LightningModule):
         found: Maps = {}
         for group, method, lr in self.passes(names):
             with Attributor(self.classifier, self.layers_of(group[0])) as attributor:
-                for layer, rows in attributor(images, targets, method, lr).items():
+                for layer, rows in attributor(images, targets, method, lr, self.meta_loss).items():
                     for name, m in zip(group, rows.unflatten(0, (-1, len(group))).unbind(dim=1), strict=True):
                         found.setdefault(name, {})[layer] = m
         return {name: found[name] for name in names}

@@ -17,7 +17,7 @@ from scarcely.saliency.extract import Site
 from scarcely.saliency.layers import INPUT, resolve_layers
 from scarcely.saliency.meta import sgd_step
 from scarcely.saliency.methods import Method, named
-from scarcely.saliency.target import Target, class_indices, of_sample, scores
+from scarcely.saliency.target import Loss, Target, class_indices, of_sample, scores
 
 
 def attribute(
@@ -27,6 +27,7 @@ def attribute(
     layers: str | Sequence[str],
     method: str | Method = "selective_norm_grad",
     meta_lr: float = 0.0,
+    meta_loss: Loss = "cross_entropy",
 ) -> dict[str, Tensor]:
     """Map what the model looks at when it gives the images' targets.
 
@@ -42,7 +43,9 @@ def attribute(
             is called several times in a pass, the last call counts.
         method: a name of ``METHODS``, or a method such as ``ExtractAggregate("conv", "sum")``.
         meta_lr: meta-saliency: the maps of the weights after one SGD step of this rate on the image's own
-            cross-entropy, one step an image; 0.002 in the paper. A negative rate ascends; 0 takes no step.
+            loss, one step an image; 0.002 in the paper. A negative rate ascends; 0 takes no step.
+        meta_loss: of the target class: ``cross_entropy``, or ``binary_cross_entropy`` for a network that
+            was trained with several labels an image. Of a function as target it is its negative value.
 
     Returns:
         {layer name: (N, h, w) float32}, the image first, then as the model registers its modules.
@@ -53,7 +56,7 @@ def attribute(
             not suit the layer; inference mode.
     """
     with Attributor(model, layers) as attributor:
-        return attributor(images, target, method, meta_lr)
+        return attributor(images, target, method, meta_lr, meta_loss)
 
 
 class Attributor:
@@ -101,6 +104,7 @@ class Attributor:
         target: Target,
         method: str | Method = "selective_norm_grad",
         meta_lr: float = 0.0,
+        meta_loss: Loss = "cross_entropy",
     ) -> dict[str, Tensor]:
         """Return {layer: (N, h, w)} as :func:`attribute` does, which also says what is raised."""
         method = named(method)
@@ -114,7 +118,7 @@ class Attributor:
         maps = []
         for i, image in enumerate(images.split(1)):
             own = of_sample(target, i, len(images))
-            parameters = sgd_step(self.model, image, own, meta_lr)
+            parameters = sgd_step(self.model, image, own, meta_lr, meta_loss)
             maps.append(method.maps(partial(self._pass, own, parameters=parameters), image))
         return {name: torch.cat([of_image[name] for of_image in maps]) for name in self.layers}
 

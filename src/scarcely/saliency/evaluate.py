@@ -20,7 +20,7 @@ from scarcely.saliency.attributor import Attributor, attribute
 from scarcely.saliency.extract import ExtractAggregate
 from scarcely.saliency.layers import INPUT, resolve_layers
 from scarcely.saliency.methods import Method
-from scarcely.saliency.target import Target, class_indices
+from scarcely.saliency.target import Loss, Target, class_indices
 
 
 def class_sensitivities(
@@ -29,6 +29,7 @@ def class_sensitivities(
     layers: str | Sequence[str],
     method: str | Method = "selective_norm_grad",
     meta_lr: float = 0.0,
+    meta_loss: Loss = "cross_entropy",
 ) -> dict[str, Correlation]:
     """Correlate the maps of the most and the least probable class of each image (section 4.3).
 
@@ -41,7 +42,7 @@ def class_sensitivities(
     with Attributor(model, layers) as attributor, torch.no_grad():
         logits = model(images)
         most, least = (
-            attributor(images, class_indices(signed, "predicted", len(images)), method, meta_lr)
+            attributor(images, class_indices(signed, "predicted", len(images)), method, meta_lr, meta_loss)
             for signed in (logits, -logits)
         )
     return {name: class_sensitivity(most[name], least[name], _size(images)) for name in most}
@@ -92,6 +93,7 @@ def cascading_randomization(
     layers: str | Sequence[str],
     method: str | Method = "selective_norm_grad",
     meta_lr: float = 0.0,
+    meta_loss: Loss = "cross_entropy",
     modules: str | Sequence[str] | None = None,
     seed: int = 0,
 ) -> Iterator[RandomizationStep]:
@@ -100,12 +102,13 @@ def cascading_randomization(
     Maps that do not depend on the weights stay as they are. The model itself is left alone.
 
     Args:
-        model: as for ``attribute``, as are images, layers, method and meta_lr.
+        model: as for ``attribute``, as are images, layers, method, meta_lr and meta_loss.
         images: see there.
         target: see there; ``predicted`` means what the model predicts as it is.
         layers: see there.
         method: see there.
         meta_lr: see there.
+        meta_loss: see there.
         modules: names or globs of what is randomised, one a step, the last registered first, with all inside
             it; every module with parameters of its own by default.
         seed: of the new weights.
@@ -118,23 +121,26 @@ def cascading_randomization(
     if isinstance(target, str):
         with torch.no_grad():
             target = class_indices(model(images), target, len(images))
-    first = attribute(model, images, target, layers, method, meta_lr)
+    first = attribute(model, images, target, layers, method, meta_lr, meta_loss)
     yield RandomizationStep("", first, correlations(first, first, size))
     for step, name in enumerate(reversed(_with_parameters(model, modules))):
         _randomize(model.get_submodule(name), seed + step)  # or equal layers would get equal weights
-        maps = attribute(model, images, target, layers, method, meta_lr)
+        maps = attribute(model, images, target, layers, method, meta_lr, meta_loss)
         yield RandomizationStep(name, maps, correlations(first, maps, size))
 
 
 def quantus_explainer(
-    layer: str, method: str | Method = "selective_norm_grad", meta_lr: float = 0.0
+    layer: str,
+    method: str | Method = "selective_norm_grad",
+    meta_lr: float = 0.0,
+    meta_loss: Loss = "cross_entropy",
 ) -> Callable[..., np.ndarray]:
     """Return an ``explain_func`` for Quantus: maps of one layer, resized to the images, (N, 1, H, W)."""
 
     def explain(model: nn.Module, inputs: Any, targets: Any, **_: object) -> np.ndarray:
         device = next(model.parameters()).device
         images = torch.as_tensor(inputs, dtype=torch.float32, device=device)
-        maps = attribute(model, images, torch.as_tensor(targets), layer, method, meta_lr)
+        maps = attribute(model, images, torch.as_tensor(targets), layer, method, meta_lr, meta_loss)
         return resize(maps[layer], _size(images))[:, None].cpu().numpy()
 
     return explain

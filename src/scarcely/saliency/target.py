@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor
 from scarcely.errors import ConfigError
 
 Target = int | Tensor | Literal["predicted"] | Callable[[Tensor], Tensor]
+Loss = Literal["cross_entropy", "binary_cross_entropy"]
+"""What a step of meta-saliency descends: that of the target class among all, or of that class by itself."""
 
 
 def scores(output: Tensor, target: Target, count: int) -> Tensor:
@@ -70,10 +72,25 @@ def class_indices(output: Tensor, target: int | Tensor | str, count: int) -> Ten
     return classes
 
 
-def loss(output: Tensor, target: Target, count: int) -> Tensor:
-    """Cross-entropy of the target class, summed over samples; of a function −Σ (as of a log-probability)."""
+def loss(output: Tensor, target: Target, count: int, kind: Loss = "cross_entropy") -> Tensor:
+    """Return the loss of the target class, summed over samples.
+
+    ``cross_entropy``: −log softmax, for networks that tell classes apart. ``binary_cross_entropy``: −log of
+    the class's own sigmoid, for networks with several labels an image. Of a function −Σ (as of a
+    log-probability).
+
+    Raises:
+        ConfigError: another kind; else as :func:`scores`.
+    """
+    if kind not in get_args(Loss):
+        raise ConfigError(
+            f"there is no loss {kind!r}", where="meta_loss", instead=" or ".join(get_args(Loss))
+        )
+    own = scores(output, target, count)
     if callable(target):
-        return -scores(output, target, count).sum()
+        return -own.sum()
+    if kind == "binary_cross_entropy":
+        return -F.logsigmoid(own.float()).sum()
     return F.cross_entropy(output.float(), class_indices(output, target, count), reduction="sum")
 
 

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +221,8 @@ def train(
     accelerator: str,
     earlier: list[Row] | None = None,
     rank: int = 0,
+    batches: int | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> float:
     """Train a stage in this process, from the last checkpoint in its folder if there is one.
 
@@ -231,6 +233,8 @@ def train(
         accelerator: ``cuda`` or ``cpu``.
         earlier: rows of earlier stages, for the top of the record.
         rank: of this process.
+        batches: most batches of an epoch; None for all.
+        callbacks: what else looks on.
 
     Returns:
         Seconds of training, interruptions left out.
@@ -289,16 +293,16 @@ def train(
         data.use(train=loader, val=scores if scored else None)
         if job.trainer["compile"]:
             getattr(method, "student", method.backbone).compile()
-        callbacks: list[pl.Callback] = [history, Progress(job.name)]
+        watching: list[pl.Callback] = [history, Progress(job.name), *callbacks]
         if job.keep:
-            callbacks.append(
+            watching.append(
                 KeepWeights(
                     folder, job.keep, lambda done: weights_of(job, method, data, history.seconds, done)
                 )
             )
-        callbacks.append(LastCheckpoint(folder / "last.ckpt"))
+        watching.append(LastCheckpoint(folder / "last.ckpt"))
         if job.snapshots:
-            callbacks.append(
+            watching.append(
                 Snapshots(
                     folder / "snapshots.npz",
                     data.pool("unlabelled", job.protocol),
@@ -316,12 +320,12 @@ def train(
             strategy="ddp" if world > 1 else "auto",
             precision=job.trainer["precision"],
             gradient_clip_val=job.trainer["gradient_clip"],
-            limit_train_batches=FAST_BATCHES if job.fast else None,
+            limit_train_batches=FAST_BATCHES if job.fast else batches,
             limit_val_batches=FAST_BATCHES if job.fast else None,
             check_val_every_n_epoch=score_every,
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=int(hasattr(method, "subset")),  # its length may change
-            callbacks=callbacks,
+            callbacks=watching,
             # ours are the processes, also in a job of a cluster whose variables Lightning would follow
             plugins=[checkpoints.AtomicCheckpointIO(), LightningEnvironment()],
             logger=current_loggers(rank) or False,

@@ -63,6 +63,12 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
                 checkpoints.tensors_of(checkpoints.load(checkpoints.find(given)))
             except CheckpointError as error:
                 raise CheckpointError(error.what, where=f"{key}={given}", instead=error.instead) from error
+    if config.get("plan_only"):
+        from scarcely.planning import make_plan, print_plan
+
+        plan = make_plan(config, accelerator)
+        print_plan(plan)
+        return {"metrics": {}, "plan": plan.content()}
     folder = RunFolder.choose(config, name)
     if folder.finished and config["resume"]:
         print(f"this run is finished: {folder.path}", file=sys.stderr)
@@ -83,9 +89,9 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     data.prepare_data()
     data.setup()
     config["data"]["augmentation"] |= data.augmentation_settings()
-    sizes = _fit_data(config, data)
+    sizes = fit_data(config, data)
     config["environment"] = environment(accelerator)
-    jobs = _jobs(config, data, sizes)
+    jobs = make_jobs(config, data, sizes)
     for job in jobs:  # does a checkpoint fit, do the networks take these inputs: known before any training
         samples = len(data.pool(job.role, job.protocol))
         batch_size = min(job.method.get("batch_size", samples), samples)
@@ -134,8 +140,13 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     return _show(folder.path, results)
 
 
-def _fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
-    """Return the sizes that the data decide; compare method and data now that these are known."""
+def fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:
+    """Return the sizes that the data decide; compare method and data now that these are known.
+
+    Raises:
+        ConfigError: settings that do not suit these data.
+        DataError: labels, classes or samples that the method needs and the data lack.
+    """
     from scarcely import stages
 
     method = config["method"]
@@ -253,7 +264,14 @@ def class_count(weights: Path) -> dict[str, Any]:
     return estimate
 
 
-def _jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]:
+def make_jobs(config: dict[str, Any], data: Any, sizes: dict[str, int]) -> list[Any]:
+    """Return the stages of a run of one data set, in order.
+
+    Args:
+        config: of the run.
+        data: the data, set up.
+        sizes: what `fit_data` returned.
+    """
     from scarcely.job import Job
 
     jobs = []
@@ -380,16 +398,22 @@ def environment(accelerator: str) -> dict[str, Any]:
 
     from scarcely import __version__
 
-    device = torch.cuda.get_device_name(0) if accelerator == "cuda" else _processor()
     return {
         "scarcely": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "device": device,
+        "device": describe_device(accelerator),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def describe_device(accelerator: str) -> str:
+    """Return the name of the GPU or the processor."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if accelerator == "cuda" else _processor()
 
 
 def _processor() -> str:

@@ -255,8 +255,7 @@ def train(
     history = History(folder / "metrics.csv", job.name, earlier or [], job.trainer["log_every"])
     if rank == 0 and method.inheritance:
         print(method.inheritance, file=sys.stderr, flush=True)
-    batch_size = job.method.get("batch_size", 256)
-    score_every = min(job.eval_every or max(1, job.epochs // 20), max(1, job.epochs))
+    batch_size = batch_size_of(job)
     loaders: dict[str, Any] = {"device": device, "rank": rank, "world_size": world}
     started = time.monotonic()
     if job.epochs == 0:
@@ -264,25 +263,7 @@ def train(
         method.prepare(data.evaluation_loader(job.role, job.protocol, batch_size=batch_size, device=device))
         seconds = time.monotonic() - started
     else:
-        loader = data.training_loader(
-            job.role,
-            job.protocol,
-            batch_size=batch_size,
-            views=method.views,
-            seed=job.seed,
-            stage=job.name,
-            gather=getattr(method, "pairs", "local") == "global",
-            group=getattr(method, "group", 0),
-            labelled_batch_size=getattr(method, "labelled_batch_size", None),
-            epoch_of=getattr(method, "epoch_of", "unlabelled"),
-            subset=getattr(method, "subset", None),
-            augmentation=method.augmentation(data.augmentation),
-            **loaders,
-        )
-        if hasattr(method, "metric"):
-            scored = method.metric is not None
-        else:
-            scored = type(method).validation_step is not Method.validation_step
+        loader = training_loader(job, method, data, **loaders)
         scores = data.evaluation_loader(
             getattr(method, "scored_role", job.role),
             job.protocol,
@@ -290,7 +271,7 @@ def train(
             true_labels=True,
             **loaders,
         )
-        data.use(train=loader, val=scores if scored else None)
+        data.use(train=loader, val=scores if is_scored(method) else None)
         if job.trainer["compile"]:
             getattr(method, "student", method.backbone).compile()
         watching: list[pl.Callback] = [history, Progress(job.name), *callbacks]
@@ -322,7 +303,7 @@ def train(
             gradient_clip_val=job.trainer["gradient_clip"],
             limit_train_batches=FAST_BATCHES if job.fast else batches,
             limit_val_batches=FAST_BATCHES if job.fast else None,
-            check_val_every_n_epoch=score_every,
+            check_val_every_n_epoch=score_every(job),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=int(hasattr(method, "subset")),  # its length may change
             callbacks=watching,
@@ -345,6 +326,49 @@ def train(
         method.to("cpu")
         checkpoints.save(weights_of(job, method, data, seconds, job.epochs), folder / "weights.pt")
     return seconds
+
+
+def batch_size_of(job: Job) -> int:
+    """Return the samples of a step, over all devices."""
+    return int(job.method.get("batch_size", 256))
+
+
+def score_every(job: Job) -> int:
+    """Return the epochs from one look at the scores to the next."""
+    return min(job.eval_every or max(1, job.epochs // 20), max(1, job.epochs))
+
+
+def is_scored(method: Method) -> bool:
+    """Return whether a method has scores while it is trained."""
+    if hasattr(method, "metric"):
+        return method.metric is not None
+    return type(method).validation_step is not Method.validation_step
+
+
+def training_loader(job: Job, method: Method, data: DataModule, **where: Any) -> Any:
+    """Return the batches that a stage is trained on.
+
+    Args:
+        job: the stage.
+        method: its networks.
+        data: the data, set up.
+        **where: device, rank and world_size, as `DataModule.training_loader` takes them.
+    """
+    return data.training_loader(
+        job.role,
+        job.protocol,
+        batch_size=batch_size_of(job),
+        views=method.views,
+        seed=job.seed,
+        stage=job.name,
+        gather=getattr(method, "pairs", "local") == "global",
+        group=getattr(method, "group", 0),
+        labelled_batch_size=getattr(method, "labelled_batch_size", None),
+        epoch_of=getattr(method, "epoch_of", "unlabelled"),
+        subset=getattr(method, "subset", None),
+        augmentation=method.augmentation(data.augmentation),
+        **where,
+    )
 
 
 def weights_of(job: Job, method: Method, data: DataModule, seconds: float, epochs: int) -> dict[str, Any]:

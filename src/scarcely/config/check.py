@@ -124,7 +124,7 @@ def _wanted(key: str, hint: Any) -> str:
 
 def _root(config: dict[str, Any]) -> Iterator[ConfigError]:
     # `recipe` holds raw values that the other groups have read already
-    own = ("recipe", "plan", "reference", "command", "environment")
+    own = ("recipe", "plan", "plan_only", "reference", "command", "environment")
     given = {k: v for k, v in config.items() if k not in own}
     yield from _values("", given, schema.hints(schema.Root), schema.required(schema.Root))
     for name, group in (("trainer", schema.Trainer), ("logger", schema.Logger)):

@@ -87,6 +87,7 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
             instead="leave epochs out",
         )
     _shorten(config, method)
+    _take_plan_only(config)
     config["plan"] = _plan(config, choices)
     if reference := _reference(config, choices):
         config["reference"] = reference
@@ -97,6 +98,15 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
             inherits = config["ckpt"] or any(map(gives_weights, config["plan"][:i]))
             stage["method"]["freeze"] = _freeze(stage["method"], config) if inherits else 0
     return config
+
+
+def _take_plan_only(config: dict[str, Any]) -> None:
+    """Keep what ``plan`` says under another name: here a plan is the list of stages."""
+    given = config.pop("plan", False)
+    if not isinstance(given, bool):
+        raise ConfigError(f"plan = {given!r} is not possible", where="plan", instead="true or false")
+    if given:
+        config["plan_only"] = True
 
 
 def _said_of_method(given: Mapping[str, str], choices: Mapping[str, Any]) -> set[str]:

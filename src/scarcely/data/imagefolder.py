@@ -170,6 +170,19 @@ class ImageFolder(DataModule):
                 " a class lie in FOLDER/unlabelled",
             )
 
+    def listed(self) -> tuple[Path, tuple[str, ...], dict[str, Listing]]:
+        """Return the folder that all files lie in, the names of the classes, and the files of each part.
+
+        Raises:
+            DataError: a layout that is not understood.
+        """
+        self.check()
+        if self.root is not None:
+            return self.root, *scan(self.root, allow_empty=self.allow_empty)
+        assert self.labelled is not None
+        assert self.unlabelled is not None
+        return _two_folders(self.labelled, self.unlabelled, self.allow_empty)
+
     def read(self) -> dict[str, Samples]:
         """Return the parts ``train``, ``test`` and ``unlabelled``, as far as there are such.
 
@@ -177,14 +190,7 @@ class ImageFolder(DataModule):
             DataError: a layout that is not understood, an image that cannot be decoded, fewer than two
                 training images, or labelled images among the unlabelled ones.
         """
-        self.check()
-        if self.root is not None:
-            root = self.root
-            self.classes, listings = scan(root, allow_empty=self.allow_empty)
-        else:
-            assert self.labelled is not None
-            assert self.unlabelled is not None
-            root, self.classes, listings = _two_folders(self.labelled, self.unlabelled, self.allow_empty)
+        root, self.classes, listings = self.listed()
         parts = {}
         skipped: list[str] = []
         for part, listing in listings.items():

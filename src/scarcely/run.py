@@ -45,7 +45,7 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     import torch
     from hydra.utils import instantiate
 
-    from scarcely import checkpoints, stages
+    from scarcely import checkpoints, memory, stages
     from scarcely.folder import RunFolder
 
     stages.quiet()
@@ -127,7 +127,10 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
                 done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
             else:
                 cache = Path(config["cache_dir"]).expanduser()
-                done = stages.cached_stage(job, cache, data, accelerator, key, [])
+                try:
+                    done = stages.cached_stage(job, cache, data, accelerator, key, [])
+                except UserError as error:
+                    raise _of_stage(job.name, error) from error
                 how = "found in the cache" if done.cached else f"trained in {done.seconds:.0f} s"
                 print(f"{job.name}: {how}", file=sys.stderr, flush=True)
             trained.append(done)
@@ -136,7 +139,12 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
                 counted = class_count(done.weights)
             else:
                 handed_over = done.after(config["pretext_epoch"] if job.name == "pretext" else None)
-        results = _finish(config, folder.path, data, job, trained, accelerator, counted, loggers)
+        with memory.told(
+            "the stages are trained, and their weights kept; the scores and the report are not",
+            where="method.batch_size, embedding_size, compare_kmeans",
+            instead="resume=true with embedding_size=0 and compare_kmeans=false, or on another machine",
+        ):
+            results = _finish(config, folder.path, data, job, trained, accelerator, counted, loggers)
     return _show(folder.path, results)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from scarcely import checkpoints
+from scarcely import checkpoints, memory
 from scarcely.backbones.base import Backbone
 from scarcely.callbacks.history import History, Row, read_rows
 from scarcely.callbacks.keep import KeepWeights, kept_weights
@@ -386,6 +387,20 @@ def weights_of(job: Job, method: Method, data: DataModule, seconds: float, epoch
     }
 
 
+def within_memory(job: Job) -> AbstractContextManager[None]:
+    """Return what says, if a stage does not fit into memory, what of it to lower."""
+    views = constant_of(job.method["_target_"], "views") or 1
+    size, world = batch_size_of(job), job.trainer["devices"]
+    share = f" on each of {world} devices" if world > 1 else ""
+    precision = "" if job.trainer["precision"] != "32-true" else "trainer.precision=bf16-mixed on a GPU; "
+    return memory.told(
+        f"a step of stage {job.name} takes {size // world} samples in {views} view(s){share}",
+        where="batch_size, backbone, trainer",
+        instead=f"batch_size={max(1, size // 2)}, with a learning rate as much smaller; {precision}"
+        "data.resident=host to keep the samples off the device; more devices, which share a batch",
+    )
+
+
 def run_stage(
     job: Job, folder: Path, data: DataModule, accelerator: str, key: str, earlier: list[Row]
 ) -> Trained:
@@ -395,7 +410,8 @@ def run_stage(
     if job.trainer["devices"] > 1 and job.epochs > 0:
         launch(job, folder, accelerator, earlier)
     else:
-        train(job, folder, data, accelerator, earlier)
+        with within_memory(job):
+            train(job, folder, data, accelerator, earlier)
     return finished(job, folder, key, cached=False)
 
 

@@ -67,13 +67,14 @@ def main(folder: Path) -> int:
         from hydra.utils import instantiate
 
         from scarcely.job import Job
-        from scarcely.stages import train
+        from scarcely.stages import train, within_memory
 
         content = json.loads((folder / JOB_FILE).read_text())
         job = Job(**content["job"])
         data = instantiate(job.data, _convert_="all")
         data.setup()
-        train(job, folder, data, content["accelerator"], content["earlier"], rank)
+        with within_memory(job):
+            train(job, folder, data, content["accelerator"], content["earlier"], rank)
     except UserError as error:
         _report(folder, rank, {"what": error.what, "where": error.where, "instead": error.instead})
         return 2

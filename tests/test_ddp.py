@@ -37,11 +37,15 @@ VECTORS = ("data=two_moons", "backbone.widths=[16,16,8]", "compare_kmeans=false"
 SNE = ("method/labeler=sne", "method.labeler.temperature=0.02")
 # The statistics of BatchNorm are those of a rank's own samples: networks without it, or with frozen ones
 # (which the command line refuses where no weights are inherited: set below it).
+MIXUP = ("method.composition=mixup", "method.freeze=0")
 RUNS = {
-    "mixup, all trained": (VECTORS, ("method.composition=mixup", "method.freeze=0"), {}),
-    "no composition": (VECTORS, ("method.composition=none", "method.freeze=0", *SNE), {}),
-    "ricap, head trained": (TINY, ("method.composition=ricap",), {"freeze": 4, "frozen_bn": "eval"}),
+    "mixup, all trained": (2, VECTORS, MIXUP, {}),
+    "no composition": (2, VECTORS, ("method.composition=none", "method.freeze=0", *SNE), {}),
+    "ricap, head trained": (2, TINY, ("method.composition=ricap",), {"freeze": 4, "frozen_bn": "eval"}),
+    "four processes": (4, VECTORS, MIXUP, {}),
+    "an epoch is a step": (2, VECTORS, (*MIXUP, "batch_size=1000"), {}),  # so that each loss is that of one
 }
+SLOW = ("four processes",)
 COMMON = ("pretext=none", "epochs=3", "batch_size=128", "eval_every=1", "method.rampup=2")
 
 
@@ -51,15 +55,17 @@ def two_ranks(job, folder, env=None):
     return folder
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
+)
 def pair(request, tmp_path_factory):
     """The same stage in one process and in two, with its data."""
-    base, settings, changes = RUNS[request.param]
+    world, base, settings, changes = RUNS[request.param]
     root = tmp_path_factory.mktemp("ddp")
-    one = compose("trainer=cpu", *settings, *COMMON, base=base)
+    one = compose("trainer=cpu", *COMMON, *settings, base=base)
     # a cluster's variables must not lead Lightning to take its tasks for our processes
     slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
-    two = compose(*TWO, *settings, *COMMON, "method.pairs=global", base=base)
+    two = compose(*TWO, *COMMON, *settings, f"trainer.devices={world}", "method.pairs=global", base=base)
     data = data_of(one)
     jobs = [job_of(c, data, method={**c["plan"][-1]["method"], **changes}) for c in (one, two)]
     train_here(jobs[0], root / "one", data)

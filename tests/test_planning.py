@@ -12,7 +12,8 @@ from scarcely.callbacks.history import read_rows
 from scarcely.cli import main
 from scarcely.data.outline import outline_of
 from scarcely.errors import ConfigError
-from scarcely.planning import _Watch, format_bytes, make_plan
+from scarcely.planning import _Watch, make_plan
+from scarcely.reports.plan_table import format_bytes
 from scarcely.run import execute
 from tests.data.files import write_image
 from tests.domains.runs import TINY as DOMAINS
@@ -182,7 +183,7 @@ def test_a_plan_of_nothing_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(0, "0 B"), (999, "999 B"), (3.2e6, "3.2 MB"), (1.83e11, "183 GB")]
+    ("count", "told"), [(0, "0 B"), (999, "999 B"), (999.7, "1 kB"), (3.2e6, "3.2 MB"), (1.83e11, "183 GB")]
 )
 def test_bytes_are_written_as_people_read_them(count, told):
     assert format_bytes(count) == told

@@ -64,7 +64,8 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
             except CheckpointError as error:
                 raise CheckpointError(error.what, where=f"{key}={given}", instead=error.instead) from error
     if config.get("plan_only"):
-        from scarcely.planning import make_plan, print_plan
+        from scarcely.planning import make_plan
+        from scarcely.reports.plan_table import print_plan
 
         plan = make_plan(config, accelerator)
         print_plan(plan)

@@ -248,7 +248,8 @@ def train(
     device = torch.device("cuda", rank) if accelerator == "cuda" else torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     method = build_method(job, data.input_shape)
-    method.place = Place(job.seed, job.name, job.epochs, rank, world, job.protocol)
+    scaled = job.trainer["precision"] == "16-mixed"
+    method.place = Place(job.seed, job.name, job.epochs, rank, world, job.protocol, scaled)
     targets = targets_of(job.method, data, job.protocol)
     if targets is not None:  # moves with the method, and is no part of its state: the data give it again
         method.register_buffer("targets", targets, persistent=False)

@@ -93,6 +93,9 @@ class History(pl.Callback):
         }
         if trainer.optimizers:
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # 16-mixed: it halves when gradients overflow, and that step is left out
+            row["loss_scale"] = scaler.get_scale()
         row.update(pl_module.epoch_summary())
         row.update(pl_module.epoch_metrics())
         row.update(getattr(pl_module, "scores", {}))

@@ -133,7 +133,8 @@ class AdaptedMethod(DomainMethod):
             [
                 (parameters, self.decays.get(kind, self.optimizer.weight_decay))
                 for kind, parameters in groups.items()
-            ]
+            ],
+            scaled=self.place.scaled,
         )
 
     def own_parameters(self) -> int:

@@ -32,7 +32,11 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module is being trained: all that random numbers depend on."""
+    """Where a module is being trained: all that random numbers depend on, and how.
+
+    Attributes:
+        scaled: gradients are scaled against underflow, as under ``16-mixed``.
+    """
 
     seed: int = 0
     stage: str = "train"
@@ -40,6 +44,7 @@ class Place:
     rank: int = 0
     world_size: int = 1
     protocol: str = "split"
+    scaled: bool = False
 
 
 @dataclass
@@ -199,7 +204,7 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimizer over everything that is trained."""
-        return self.optimizer.build(self.parameters())
+        return self.optimizer.build(self.parameters(), scaled=self.place.scaled)
 
     def on_train_epoch_start(self) -> None:
         """Set what the epoch alone decides: learning rate and random state."""

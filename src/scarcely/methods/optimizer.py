@@ -43,12 +43,20 @@ class Optimizer:
     gamma: Annotated[float, Range(above=0, high=1)] = 0.1
     warmup: NonNegative = 0.0
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Iterable[nn.Parameter], *, scaled: bool = False) -> torch.optim.Optimizer:
         """Return the optimizer over the parameters that require a gradient."""
-        return self.build_groups([(parameters, self.weight_decay)])
+        return self.build_groups([(parameters, self.weight_decay)], scaled=scaled)
 
-    def build_groups(self, groups: Iterable[tuple[Iterable[nn.Parameter], float]]) -> torch.optim.Optimizer:
-        """Return the optimizer over groups of parameters, each with a weight decay of its own."""
+    def build_groups(
+        self, groups: Iterable[tuple[Iterable[nn.Parameter], float]], *, scaled: bool = False
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer over groups of parameters, each with a weight decay of its own.
+
+        Args:
+            groups: parameters and the weight decay of each group.
+            scaled: gradients are scaled against underflow (``16-mixed``), and a step in which they overflow
+                is left out.
+        """
         trained: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.requires_grad], "weight_decay": decay}
             for parameters, decay in groups
@@ -56,6 +64,9 @@ class Optimizer:
         # the fused update is one kernel; on the CPU only for float32 parameters, which ours are
         all_of_them = [p for group in trained for p in group["params"]]
         fused = all(p.is_floating_point() and p.device.type in ("cuda", "cpu") for p in all_of_them)
+        # Fused SGD writes the momentum of a step that is to be left out, up to torch 2.15 at least: in the
+        # first step into memory that nobody has set. Nor could gradients be clipped before a fused step.
+        fused = fused and not scaled
         if self.name == "sgd":
             nesterov = self.nesterov and self.momentum > 0
             return torch.optim.SGD(

@@ -31,7 +31,7 @@ from scarcely.bench.step import OurStep, PlainStep, build_lsdc, losses_apart
 from scarcely.data.loader import Batch
 
 TINY = Settings(
-    only=("pairs", "input", "step", "overhead", "phases", "adapters", "saliency"),
+    only=("pairs", "input", "step", "overhead", "framework", "phases", "adapters", "saliency"),
     repeats=1,
     turn=0.0,
     samples=24,
@@ -45,6 +45,7 @@ TINY = Settings(
     explained=2,
     pixels=64,
     epochs=3,
+    steps=2,
     overrides=("backbone.width=4",),
 )
 
@@ -52,9 +53,8 @@ TINY = Settings(
 def test_every_measure_gives_complete_rows_in_table_and_json():
     rows = bench(TINY)
     counts = {name: sum(row.measure == name for row in rows) for name in TINY.only}
-    assert counts == {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "phases": 1, "adapters": 4} | {
-        "saliency": 5 if find_spec("captum") else 3
-    }
+    expected = {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "framework": 1, "phases": 1, "adapters": 4}
+    assert counts == expected | {"saliency": 5 if find_spec("captum") else 3}
     for row in rows:
         assert row.ratio > 0, row.name
         assert 0 < row.ours.low <= row.ours.median <= row.ours.high, row.name

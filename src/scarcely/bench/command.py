@@ -27,7 +27,7 @@ python scripts/bench.py [KEY=VALUE ...]
   device=auto      auto | cpu | gpu
   clock=wall       wall | cpu: processor time, for a machine that others use as well (threads=1, device=cpu)
   batch=           images in a whole training step; 256 on a GPU, 64 on the CPU
-  only=            some of pairs,input,step,overhead,phases,adapters,saliency,startup
+  only=            some of pairs,input,step,overhead,framework,phases,adapters,saliency,startup
   out=outputs/bench.json   the same numbers as JSON
 """
 DEFAULTS = {

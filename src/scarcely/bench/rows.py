@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-MEASURES = ("pairs", "input", "step", "overhead", "phases", "adapters", "saliency", "startup")
+MEASURES = ("pairs", "input", "step", "overhead", "framework", "phases", "adapters", "saliency", "startup")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Settings:
         width, k: of its ResNet-18 and its kNN labels.
         explained, pixels: images whose maps are made, and their size.
         epochs: of a turn that compares Lightning with a bare loop; the first and the last do not count.
+        steps: of LSD-C through the whole stack, in all turns together.
         overrides: of the run that this is done with.
     """
 
@@ -52,6 +53,7 @@ class Settings:
     explained: int = 16
     pixels: int = 224
     epochs: int = 5
+    steps: int = 30
     overrides: tuple[str, ...] = ()
 
 

@@ -143,11 +143,12 @@ def mixup(views: Sequence[Tensor], generator: np.random.Generator, beta: Positiv
 
 
 def _on_device(permutations: np.ndarray, weights: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Blocking copies would wait for all that the device still has to do.
-    return (
-        torch.from_numpy(permutations).to(device, non_blocking=True),
-        torch.from_numpy(weights.astype(np.float32)).to(device, non_blocking=True),
-    )
+    # Blocking copies would wait for all that the device still has to do, and so may copies from memory
+    # that is not pinned.
+    drawn = (torch.from_numpy(permutations), torch.from_numpy(weights.astype(np.float32)))
+    pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in drawn)
+    on_device = [tensor.to(device, non_blocking=True) for tensor in pinned]
+    return on_device[0], on_device[1]
 
 
 def _shapes(views: Sequence[Tensor]) -> list[tuple[int, ...]]:

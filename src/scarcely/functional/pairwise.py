@@ -119,7 +119,7 @@ def knn_adjacency(features: Tensor, k: Annotated[int, Range(low=3)], normalize: 
         nothing = (features == 0).all(dim=1)
         distances.masked_fill_(nothing[:, None] | nothing, 2).fill_diagonal_(0)
     kth_smallest = distances.topk(k, dim=1, largest=False).values[:, -1:]
-    near = (distances < kth_smallest) & kth_smallest.isfinite()  # else fewer than k samples have features
+    near = (distances < kth_smallest) & (kth_smallest < torch.inf)  # else fewer than k have features
     return _with_self(near | near.mT)
 
 
@@ -179,7 +179,7 @@ def mix_target(
     target = torch.zeros_like(adjacency)
     for weight, permutation in zip(weights, permutations, strict=True):
         permutation = torch.as_tensor(permutation, device=adjacency.device)
-        target += weight * adjacency.index_select(0 if transposed else 1, permutation)
+        target.addcmul_(weight, adjacency.index_select(0 if transposed else 1, permutation))
     return target
 
 

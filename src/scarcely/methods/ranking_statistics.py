@@ -113,7 +113,9 @@ class RankingStatistics(Discovery):
         """Return L_CE + L_BCE + ω(t)·L_MSE of one batch (eq. 5), and the self-made labels' loss."""
         x, x2 = (view[batch.local] for view in batch.views)
         labels = batch.labels[batch.local]
-        new = self.is_new(labels)
+        new_of_all = self.is_new(batch.labels)
+        new = new_of_all[batch.local]
+        old = ~new
         features, features2 = self.backbone(x), self.backbone(x2)
         known, known2 = self.head(features).float(), self.head(features2).float()
         p_known, p_known2 = known.softmax(dim=1), known2.softmax(dim=1)
@@ -124,18 +126,18 @@ class RankingStatistics(Discovery):
         loss = self.consistency * ramp * consistency
         scalars = {"loss/consistency": consistency}
         if self.labelled_loss:
-            scalars["loss/labelled"] = self._cross_entropy(known, labels, ~new)
+            scalars["loss/labelled"] = self._cross_entropy(known, labels, old)
             loss = loss + scalars["loss/labelled"]
         if self.pair_loss:
-            scalars["loss/pairs"], quality = self._pair_loss(features, p_new, p_new2, batch)
+            scalars["loss/pairs"], quality = self._pair_loss(features, p_new, p_new2, batch, new_of_all)
             scalars |= quality
             loss = loss + scalars["loss/pairs"]
         if self.incremental:
             made = self.num_known + p_new.detach().argmax(dim=1)
             scalars["loss/self"] = self._cross_entropy(known, made, new)
             loss = loss + self.self_training * ramp * scalars["loss/self"]
-        hits = (known.argmax(dim=1) == labels) & ~new
-        self.record({"loss": loss, "accuracy": hits.sum() / (~new).sum(), **scalars})
+        hits = (known.argmax(dim=1) == labels) & old
+        self.record({"loss": loss, "accuracy": hits.sum() / old.sum(), **scalars})
         return loss
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
@@ -144,11 +146,13 @@ class RankingStatistics(Discovery):
         return self.mean_of_all(total, counted.sum())
 
     def _pair_loss(
-        self, features: Tensor, p: Tensor, p2: Tensor, batch: Batch
+        self, features: Tensor, p: Tensor, p2: Tensor, batch: Batch, columns: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of all pairs of unlabelled samples (eq. 3), and the quality of their labels."""
-        labels = batch.labels  # of the whole batch, where pairs are global
-        rows, columns = self.is_new(labels[batch.local]), self.is_new(labels)
+        """Return the loss of all pairs of unlabelled samples (eq. 3), and the quality of their labels.
+
+        Where pairs are global, the batch and its unlabelled samples ``columns`` are those of all devices.
+        """
+        rows = columns[batch.local]
         ranked = unlabelled_only(features, rows)
         if self.pairs == "global":  # every row of this device against every column of the batch
             ranked, p2 = self.gather(ranked), self.gather(p2, gradients=True)
@@ -157,7 +161,7 @@ class RankingStatistics(Discovery):
         loss = pairwise_bce(p, p2, adjacency[batch.local], counted)
         if self.pairs == "global":
             loss = self.mean_of_all(loss * counted.sum(), counted.sum())
-        return loss, pair_quality(adjacency, labels, columns)
+        return loss, pair_quality(adjacency, batch.labels, columns)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the weight of the consistency."""

@@ -80,7 +80,7 @@ class RoundRobin(Method):
             scores = self.backbone(views[0]).float()
         count = (labels >= 0).sum().clamp(min=1)
         loss = F.cross_entropy(scores, labels, ignore_index=-1, reduction="sum") / count
-        nothing = loss.new_tensor(torch.nan)  # left out of the mean over the epoch
+        nothing = torch.full_like(loss, torch.nan)  # left out of the mean over the epoch
         losses = {f"domain/{other}/loss": loss if other == name else nothing for other in self.domains}
         accuracy = (scores.argmax(dim=1) == labels).sum() / count
         self.record({"loss": loss, "accuracy": accuracy, **losses})
@@ -98,7 +98,7 @@ class RoundRobin(Method):
             with self.backbone.domain(name):
                 own = self.backbone.parameter_groups()
             groups += [(own[kind], decay) for kind, decay in decays.items() if kind in own]
-        return self.optimizer.build_groups(groups)
+        return self.optimizer.build_groups(groups, scaled=self.place.scaled)
 
 
 class FinalPass(Adapters):

@@ -29,14 +29,15 @@ EXPERIMENTS = options_of("experiment")
 # -- every method, data set and labeler ----------------------------------------------------------
 
 
-# One data set of every sort is composed with all methods; of the others the pairs that have a recipe, and
-# those that are left, which differ from these in names alone, by the slow tests.
-OF_EVERY_SORT = {"digits", "tfidf", "shapes", "decathlon"}
+# Images and vectors are composed with all methods, several domains with theirs, other data sets with those
+# that have a recipe; the pairs that are left, which differ from these in names alone, by the slow tests.
+OF_EVERY_SORT = {"digits", "tfidf"}
 
 
 def pairs(data, quick):
     """The methods that are composed with a data set by the quick tests, or else those that are left."""
     own = {path.stem.removesuffix(f"-{data}") for path in (CONF / "recipe").glob(f"*-{data}.yaml")}
+    own |= OF_DOMAINS if data == "decathlon" else set()
     chosen = set(METHODS) if data in OF_EVERY_SORT else own
     return sorted(chosen if quick else set(METHODS) - chosen)
 

@@ -30,20 +30,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     wants = wish == "1"
     os.environ[_WANTS_TRACEBACK] = "1" if wants else ""
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    from scarcely import sweeps  # not before the help: it needs Hydra
+
+    os.environ[sweeps.LAUNCHER] = str(os.getpid())
     before = sys.argv
-    _FAILED.clear()
+    sweeps.FAILED.clear()
     try:
-        sys.argv = [before[0], *prepare_arguments(arguments)]
+        sys.argv = [before[0], *sweeps.with_settings(prepare_arguments(arguments))]
         _hydra_main()
-        return _report_sweep() if _FAILED else OK
+        return _report_sweep() if sweeps.FAILED else OK
     except KeyboardInterrupt:
         print("\ninterrupted: the same command with resume=true goes on", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as error:  # Hydra's own options
         return error.code if isinstance(error.code, int) else CRASHED
     except Exception as error:
-        if _FAILED:
+        if lost := sweeps.lost_job(error):
+            print(f"error: {lost}", file=sys.stderr)
+        if sweeps.FAILED:
             return _report_sweep()
+        if lost:
+            return CRASHED
         told = _told(error)
         if isinstance(told, UserError):
             return _mendable(str(told), wants)
@@ -51,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CRASHED
     finally:
         sys.argv = before
+        os.environ.pop(sweeps.LAUNCHER, None)
         os.environ.pop(_WANTS_TRACEBACK, None)
         if wish is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -59,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 _KEPT: list[Exception] = []  # the error of a single run
-_FAILED: list[tuple[str, Exception]] = []  # jobs of a sweep and their errors
 
 
 def _hydra_main() -> None:
@@ -73,15 +80,22 @@ def _hydra_main() -> None:
         raise _KEPT[0]
 
 
-def task(cfg: Any) -> float | None:
+def task(cfg: Any) -> Any:
     """Run one job of Hydra; a sweep goes on after a job that failed.
 
     A single run keeps its error for `main`: Hydra would add a line of its own.
+
+    Returns:
+        What a sweeper maximises, or the `sweeps.Failed` of a job that it need not know of.
+
+    Raises:
+        sweeps.Failed: a sweeper that learns from its jobs has to know.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    from scarcely import sweeps
     from scarcely.run import run
 
     settings = HydraConfig.get()
@@ -90,32 +104,50 @@ def task(cfg: Any) -> float | None:
     given: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
     overrides = [str(o) for o in given]
     sweeping = settings.mode == RunMode.MULTIRUN
+    learns = sweeping and "Basic" not in settings.sweeper._target_
+    if sweeping:
+        sweeps.settle(settings.launcher._target_, cfg.trainer)
+    job_of_cluster = sweeps.job_of_cluster(settings.launcher._target_)
+    if sweeps.starts_again(job_of_cluster):
+        cfg.resume = True
     try:
         results = run(cfg, overrides, dict(settings.runtime.choices), ["python", "train.py", *overrides])
-        return results["metrics"].get("acc")
+        return sweeps.score_of(results["metrics"]) if learns else None
+    except KeyboardInterrupt as error:
+        if isinstance(error.__cause__, SystemExit) and job_of_cluster:
+            raise error.__cause__ from None  # how submitit ends a job that it has queued again
+        raise
     except Exception as error:
         if not sweeping:
             _KEPT.append(error)
             return None
         told = _told(error)
+        mendable = isinstance(told, UserError)
         job = " ".join(overrides)
         print(f"\njob {job} failed:", file=sys.stderr, flush=True)
-        if wants or not isinstance(told, UserError):
+        if wants or not mendable:
             traceback.print_exc()
-        if isinstance(told, UserError):
+        if mendable:
             print(f"error: {told}", file=sys.stderr, flush=True)
-        _FAILED.append((job, told))
-        if all("Basic" in plugin._target_ for plugin in (settings.launcher, settings.sweeper)):
-            return None  # Hydra would add a line, and leave out the batches that follow
-        raise told from None  # in another process: the exit code depends on it
+        elsewhere = f"{told}\n  log:     {job_of_cluster.paths.stderr}" if job_of_cluster else ""
+        failed = sweeps.Failed(job, elsewhere, mendable)
+        if learns:
+            raise failed from None
+        return failed  # as an error it would keep Hydra from the batches that follow
     finally:
         os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 def _report_sweep() -> int:
     """Say which jobs failed, at the end, below all that the others printed; return the exit code."""
-    print("\njobs that failed:", *(f"  {job}" for job, _ in _FAILED), sep="\n", file=sys.stderr)
-    return MENDABLE if all(isinstance(error, UserError) for _, error in _FAILED) else CRASHED
+    from scarcely.sweeps import FAILED
+
+    print("\njobs that failed:", file=sys.stderr)
+    for failed in FAILED:
+        print(f"  {failed.job}", file=sys.stderr)
+        if failed.told:
+            print(f"error: {failed.told}", file=sys.stderr)
+    return MENDABLE if all(failed.mendable for failed in FAILED) else CRASHED
 
 
 def run_command(

@@ -292,7 +292,7 @@ PROMISES = [
     (r"ing_statistics/.*_(cifar100|cifar10|svhn)", lambda c, m: c["data"][KNOWN] == SPLITS[m[1]]),
     (r"ing_statistics/table6", lambda c, m: c["plan"][-2]["name"] == "class_count"),
     (r"_omniglot$", lambda c, m: c["plan"][0]["method"]["name"] == "prototypical"),
-    (r"omniglot_cpu$", lambda c, m: [s["method"]["epochs"] for s in c["plan"]] == [8, 4, 50]),
+    (r"omniglot_cpu$", lambda c, m: [s["method"]["epochs"] for s in c["plan"]] == [8, 4, 100]),
     (r"omniglot_cpu$", lambda c, m: c["data"]["name"] == "omniglot" and c["backbone"]["width"] == 32),
     (r"/table1_(finetune|lwf|bn_adapters|feature_extractor)$", lambda c, m: c["method"]["name"] == m[1]),
     (r"/table1_(series|parallel|svd)(?:_|$)", lambda c, m: c["method"]["name"] == f"{m[1]}_adapters"),

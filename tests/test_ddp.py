@@ -16,6 +16,7 @@ from scarcely import launch, loggers, stages, worker
 from scarcely.callbacks.history import read_rows, write_rows
 from scarcely.errors import UserError
 from scarcely.evaluation import clustering_scores
+from scarcely.methods.rotnet import RotNet
 from tests.runs import (
     TINY,
     Process,
@@ -179,7 +180,7 @@ def probing(config, data, **settings):
 
 @pytest.fixture(scope="module")
 def two_moons():
-    config = compose(*TWO, "pretext=none", *RUNS["no composition"][1], base=VECTORS)
+    config = compose(*TWO, "pretext=none", *RUNS["no composition"][2], base=VECTORS)
     return config, data_of(config)
 
 
@@ -217,6 +218,24 @@ def test_a_crash_shows_the_traceback_of_each_rank(two_moons, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "rank 0:\nTraceback" in shown
     assert "rank 1:\nTraceback" in shown
+
+
+class Counts(RotNet):
+    """Says how many threads it has."""
+
+    def training_step(self, batch, batch_idx):
+        raise UserError(f"{torch.get_num_threads()} thread(s)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wanted", "given"), [(0, 1), (2, 2)])
+def test_each_rank_has_its_threads_or_its_share_of_all(wanted, given, tmp_path):
+    config = compose("method=rotnet", "epochs=1", *TWO, f"trainer.threads={wanted}")
+    method = config["plan"][-1]["method"] | {"_target_": f"{__name__}.Counts"}
+    with pytest.raises(UserError, match=rf"{given} thread\(s\)"):
+        stages.run_stage(
+            job_of(config, data_of(config), method=method), tmp_path, data_of(config), "cpu", "", []
+        )
 
 
 # Started by the command line: interpreters of their own

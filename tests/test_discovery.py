@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from scarcely import checkpoints, discovery, stages
 from scarcely.callbacks.history import read_rows
 from scarcely.errors import ConfigError, DataError
-from scarcely.run import _fit_data, _jobs, execute
+from scarcely.run import execute, fit_data, make_jobs
 from tests.runs import (
     TINY,
     compose,
@@ -280,7 +280,7 @@ def test_only_what_is_scored_on_a_test_split_needs_one(two_folders, monkeypatch)
 
     def fit(*given):
         config = compose(*folders, *given, "pretext=none", "protocol=split", base=())
-        return _fit_data(config, data_of(config))
+        return fit_data(config, data_of(config))
 
     assert fit("method=prototypical")["num_known"] == 2
     for method in ("supervised", "lsdc"):
@@ -316,7 +316,7 @@ def test_a_count_hands_on_the_checkpoint_that_it_was_given(tmp_path):
     before = ("method.before=[pretext,class_count]", "num_new=auto", f"pretext={weights}")
     config = compose(*before, base=[o for o in SMALL if not o.startswith(("pretext", "stages"))])
     data = data_of(config)
-    count, joint = _jobs(config, data, _fit_data(config, data))
+    count, joint = make_jobs(config, data, fit_data(config, data))
     assert count.inherited == joint.inherited == str(weights)
 
 

@@ -239,6 +239,7 @@ def test_a_killed_sweep_finishes_what_is_missing_and_trains_its_pretext_once(her
     assert (pretext / "weights.pt").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_run_in_flight(here):
     sweep = [*TINY, "seed=0,1,2", "pretext=none", "epochs=6", "hydra.sweep.dir=sweeps"]
     first = Process(command_line, ["-m", *sweep, f"output_dir={here}/outputs"], log=here / "log")

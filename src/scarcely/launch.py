@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from scarcely import worker
 from scarcely.callbacks.history import Row, as_scalars, read_rows
 from scarcely.job import Job
@@ -31,6 +33,7 @@ def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None
     """
     worker.write_job(folder, job, accelerator, earlier)
     world = job.trainer["devices"]
+    threads = job.trainer["threads"] or max(1, torch.get_num_threads() // world)  # of what this process has
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,7 +41,7 @@ def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None
     try:
         for rank in range(world):
             env = os.environ | worker.environment(rank, world, port)
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+            env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
             command = [sys.executable, "-m", "scarcely.worker", str(folder)]
             processes.append(subprocess.Popen(command, env=env, preexec_fn=_tied_to_this_process()))
         failed = _wait(processes, _forwarding(job, folder))

@@ -140,7 +140,9 @@ RUNS = {
 
 
 @pytest.mark.filterwarnings("error", "ignore:Glyph")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "a hundred")) for name in RUNS]
+)
 def test_no_run_is_too_odd_for_its_figures(name, tmp_path, caplog):
     made = build_figures(RUNS[name](tmp_path))
     assert not caplog.records, "a figure was replaced by a note"

@@ -192,14 +192,15 @@ def test_bad_settings_are_refused_before_anything_is_measured(argument, named, c
     assert said.out == ""
 
 
-def test_help_imports_no_torch():
+@pytest.mark.parametrize(("command", "setting"), [("command", "only="), ("profile", "stage=")])
+def test_help_imports_no_torch(command, setting):
     program = (
-        "import sys; from scarcely.bench.command import main; code = main(['--help']); "
+        f"import sys; from scarcely.bench.{command} import main; code = main(['--help']); "
         "sys.exit(code or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "only=" in done.stdout
+    assert setting in done.stdout
 
 
 def test_command_writes_the_same_numbers_that_it_prints(tmp_path, capsys):

@@ -8,8 +8,10 @@ import torch
 
 from scarcely import stages, worker
 from scarcely.cli import main
+from scarcely.errors import UserError
 from scarcely.memory import OutOfMemory, told
 from scarcely.methods.rotnet import RotNet
+from scarcely.run import _of_stage
 from tests.runs import TINY, compose, data_of, job_of, start_ranks
 
 TOO_MUCH = 1 << 50  # bytes: no machine has a pebibyte
@@ -75,3 +77,9 @@ def test_a_command_names_the_setting_of_the_stage_and_ends_with_2(tmp_path, caps
     assert "out of memory of the machine" in printed
     assert "stages.pretext.batch_size=" in printed
     assert "Traceback" not in printed
+
+
+def test_settings_of_an_earlier_stage_get_its_name_and_paths_stay():
+    path = "/runs/batch_size=3/epochs/method.x/run-epochs"
+    told = _of_stage("pretext", UserError("too much", where=f"batch_size, method.optimizer.lr: {path}"))
+    assert told.where == f"stages.pretext.batch_size, stages.pretext.optimizer.lr: {path}"

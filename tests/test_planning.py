@@ -11,7 +11,7 @@ from scarcely import checkpoints
 from scarcely.callbacks.history import read_rows
 from scarcely.cli import main
 from scarcely.data.outline import outline_of
-from scarcely.errors import ConfigError
+from scarcely.errors import ConfigError, DataError
 from scarcely.planning import _Watch, make_plan
 from scarcely.reports.plan_table import format_bytes
 from scarcely.run import execute
@@ -128,6 +128,20 @@ def test_own_images_are_counted_and_none_is_decoded(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+def test_small_classes_of_ones_own_are_no_reason_to_refuse(tmp_path):
+    for number in range(30):
+        for image in range(1 if number == 7 else 6):
+            write_image(tmp_path / "train" / f"{number:02}" / f"{image}.png", number)
+        write_image(tmp_path / "test" / f"{number:02}" / "0.png", number)
+    given = ("data=imagefolder", f"data.root={tmp_path}", "method=supervised", "epochs=2")
+    plan = planned(*given, "data.labels_per_class=1", "batch_size=4", base=IMAGES)
+    assert (plan.stages[0].samples, plan.stages[0].steps) == (30, 14)
+    plan = planned(*given, "data.labels_per_class=1", "batch_size=64", base=IMAGES)
+    assert plan.stages[0].cost.measured == 30, "a step takes all there are"
+    with pytest.raises(DataError, match="only 1 training sample, and 2 labels"):
+        planned(*given, "data.labels_per_class=2", "batch_size=4", base=IMAGES)  # as the run does
+
+
 def test_stand_ins_differ_and_take_no_memory():
     config = compose("data=imagenet", "data.root=nowhere", base=IMAGES)
     data = instantiate(config["data"], _convert_="all")
@@ -135,7 +149,8 @@ def test_stand_ins_differ_and_take_no_memory():
     assert outline.nbytes > 170e9
     outline.fill(data, most=1000)
     train = data.read()["train"]
-    assert 1000 <= len(train) < 1100
+    assert 1000 <= len(train) < 1100 + 2 * 882
+    assert train.labels.bincount().min() >= 2, "some of each class"
     assert train.inputs.shape[1:] == (224, 224, 3)
     assert train.inputs.untyped_storage().nbytes() < 1e6
     assert not torch.equal(train.inputs[0], train.inputs[1])

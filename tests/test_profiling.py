@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -200,13 +198,3 @@ def test_bad_settings_are_refused(arguments, named, capsys):
     assert said.err.startswith("error: ")
     assert named in said.err
     assert said.out == ""
-
-
-def test_help_imports_no_torch():
-    program = (
-        "import sys; from scarcely.bench.profile import main; code = main(['--help']); "
-        "sys.exit(code or 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "stage=" in done.stdout

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scarcely import stages
 from scarcely.data.module import DataModule
-from scarcely.data.outline import Outline, outline_of
+from scarcely.data.outline import FEW, Outline, outline_of
 from scarcely.domains.chain import Chain
 from scarcely.domains.jobs import Domains, is_a
 from scarcely.errors import ConfigError, UserError
@@ -130,7 +130,10 @@ class Plan:
 
 
 def make_plan(config: dict[str, Any], accelerator: str) -> Plan:
-    """Plan a checked configuration; nothing is trained, downloaded or written.
+    """Plan a checked configuration; nothing is trained or downloaded, and no run folder is made.
+
+    Class folders are counted, and published sets that are not there stood in for. Other images are decoded to
+    the cache, as the run would do it.
 
     Args:
         config: of the run.
@@ -199,9 +202,10 @@ def _of_domains(config: dict[str, Any], data: Any, accelerator: str) -> tuple[li
     planned = []
     for job, own, known in work:
         kind = job.name.split(" ", 1)[-1] if known else ""
+        counted = _counted(job, own)
         if kind and kind not in costs:
-            costs[kind] = _cost(job, own, accelerator)
-        planned.append(replace(_counted(job, own), cost=costs.get(kind)))
+            costs[kind] = _cost(job, own, accelerator, counted.samples)
+        planned.append(replace(counted, cost=costs.get(kind)))
         domains.release(*domains.names)
     nbytes = sum(s.nbytes for name in domains.names for s in domains.data(name).parts.values())
     return planned, nbytes
@@ -215,10 +219,12 @@ class _AnySize:
 
 
 def _with_few_labels(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return data of which a few stand in for all: two labels of each class, where a few are seen."""
+    """Return data with no more labels of a class than are sure to be among those that stand in for all."""
     changed = copy.deepcopy(dict(data))
-    if changed.get("labels_file") is not None or changed.get("labels_per_class") is not None:
-        changed |= {"labels_file": None, "labels_per_class": 2}
+    if changed.get("labels_file") is not None:
+        changed |= {"labels_file": None, "labels_per_class": 1}
+    elif changed.get("labels_per_class") is not None:
+        changed["labels_per_class"] = min(FEW, changed["labels_per_class"])
     return changed
 
 
@@ -228,7 +234,7 @@ def _batch_size(stage: Mapping[str, Any]) -> int:
 
 def _planned(job: Job, data: DataModule, few: DataModule, accelerator: str) -> StagePlan:
     counted = _counted(job, data, few.input_shape)
-    return replace(counted, cost=_cost(job, few, accelerator) if job.epochs else None)
+    return replace(counted, cost=_cost(job, few, accelerator, counted.samples) if job.epochs else None)
 
 
 def _counted(job: Job, data: DataModule, input_shape: tuple[int, ...] | None = None) -> StagePlan:
@@ -253,10 +259,11 @@ def _built(job: Job, input_shape: tuple[int, ...]) -> Method:
     return method
 
 
-def _cost(job: Job, data: DataModule, accelerator: str) -> Cost:
-    """Measure a few steps of the share of one device."""
-    share = _divided(job, job.trainer["devices"])
-    whole = stages.batch_size_of(share)
+def _cost(job: Job, data: DataModule, accelerator: str, samples: int) -> Cost:
+    """Measure a few steps of the share of one device; of so many samples there may be fewer than a batch."""
+    devices = job.trainer["devices"]
+    share = _divided(job, devices)
+    whole = min(stages.batch_size_of(share), max(1, samples // devices))
     numbers = whole * _built(job, data.input_shape).views * int(torch.tensor(data.input_shape).prod())
     parts = 1
     while accelerator == "cpu" and numbers / parts > _LARGE and whole // parts >= 2 * _FEWEST:

@@ -322,7 +322,7 @@ def _of_stage(name: str, error: UserError) -> UserError:
     """Return the error of an earlier stage with the names that its settings have: stages.NAME.X."""
 
     def renamed(text: str | None) -> str | None:
-        own = r"\bmethod\.(?!before\b)|(?<![\w.])(?=(?:batch_size|epochs)\b)"
+        own = r"(?<![\w./])method\.(?!before\b)|(?<![\w./-])(?=(?:batch_size|epochs)\b)"  # no part of a path
         return text and re.sub(own, f"stages.{name}.", text)
 
     return type(error)(error.what, where=renamed(error.where), instead=renamed(error.instead))

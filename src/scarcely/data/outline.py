@@ -14,7 +14,10 @@ from scarcely.data.module import DataModule
 from scarcely.data.samples import Samples
 from scarcely.errors import DataError
 
-__all__ = ["Outline", "outline_of"]
+__all__ = ["FEW", "Outline", "outline_of"]
+
+FEW = 2
+"""Images that each class has at least where some stand in for all, if it has so many."""
 
 
 class _Block(NamedTuple):
@@ -113,15 +116,15 @@ class Outline:
 
         Args:
             data: made from its configuration, not set up.
-            most: images of each part, evenly taken, of random pixels; None: all, of one pixel.
+            most: images of each part, evenly taken, of random pixels, and more for `FEW` of each class; None:
+                all, of one pixel.
         """
         shape = (1, 1, self.shape[2]) if most is None else self.shape
         parts = {}
         for part, labels in self.labels.items():
-            step = 1 if most is None else max(1, len(labels) // max(1, most))
-            chosen = labels[::step]
-            names = self.names[part][::step] if part in self.names else None
-            parts[part] = Samples(_overlapping(len(chosen), shape), chosen, names)
+            rows = torch.arange(len(labels)) if most is None else _some(labels, most)
+            names = tuple(self.names[part][i] for i in rows.tolist()) if part in self.names else None
+            parts[part] = Samples(_overlapping(len(rows), shape), labels[rows], names)
         data.read = lambda: dict(parts)  # type: ignore[method-assign]
         data.prepare_data = lambda: None  # type: ignore[method-assign]  # Lightning calls it
         data.classes, data.num_known = self.classes, self.known
@@ -176,6 +179,15 @@ def _labels(block: _Block) -> Tensor:
     if block.first < 0:
         return torch.full((block.samples,), -1)
     return block.first + torch.arange(block.samples) * block.classes // block.samples
+
+
+def _some(labels: Tensor, most: int) -> Tensor:
+    """Return rows (n,) that are evenly taken, and the first `FEW` of each class."""
+    even = torch.arange(0, len(labels), max(1, len(labels) // max(1, most)))
+    order = labels.argsort(stable=True)
+    sizes = labels[order].unique_consecutive(return_counts=True)[1]
+    number = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # in its class
+    return torch.cat([even, order[number < FEW]]).unique()
 
 
 def _overlapping(count: int, shape: tuple[int, int, int]) -> Tensor:

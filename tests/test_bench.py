@@ -15,7 +15,9 @@ import torch
 from rich.console import Console
 
 from scarcely.bench.command import bench, circumstances, main
+from scarcely.bench.epochs import operations_of
 from scarcely.bench.input import Inputs, views_apart
+from scarcely.bench.methods import METHODS, Calls, PlainSteps, stage_of
 from scarcely.bench.pairs import (
     PairInputs,
     gradients_apart,
@@ -28,10 +30,11 @@ from scarcely.bench.pairs import (
 )
 from scarcely.bench.rows import Settings, Spread, print_table, processor_time, take_turns
 from scarcely.bench.step import OurStep, PlainStep, build_lsdc, losses_apart
+from scarcely.bench.turns import WARM_UP, Turns
 from scarcely.data.loader import Batch
 
 TINY = Settings(
-    only=("pairs", "input", "step", "overhead", "framework", "phases", "adapters", "saliency"),
+    only=("pairs", "input", "step", "overhead", "framework", "phases", "adapters", "saliency", "growth"),
     repeats=1,
     turn=0.0,
     samples=24,
@@ -46,6 +49,7 @@ TINY = Settings(
     pixels=64,
     epochs=3,
     steps=2,
+    few_steps=1,
     overrides=("backbone.width=4",),
 )
 
@@ -54,14 +58,15 @@ def test_every_measure_gives_complete_rows_in_table_and_json():
     rows = bench(TINY)
     counts = {name: sum(row.measure == name for row in rows) for name in TINY.only}
     expected = {"pairs": 7, "input": 1, "step": 1, "overhead": 1, "framework": 1, "phases": 1, "adapters": 4}
-    assert counts == expected | {"saliency": 5 if find_spec("captum") else 3}
+    assert counts == expected | {"saliency": 5 if find_spec("captum") else 3, "growth": 3}
     for row in rows:
         assert row.ratio > 0, row.name
         assert 0 < row.ours.low <= row.ours.median <= row.ours.high, row.name
         assert 0 < row.plain.low <= row.plain.median <= row.plain.high, row.name
         assert (row.target is None) == (row.met is None), row.name
-        # an allocation has no result, two phases have different ones; all others were compared
-        assert (row.difference is None) == (row.unit == "bytes" or row.measure == "phases"), row.name
+        # an allocation has no result, phases and sizes have different ones; all others were compared
+        alike = row.unit != "bytes" and row.measure not in ("phases", "growth")
+        assert (row.difference is not None) == alike, row.name
     content = circumstances(TINY, "bench") | {"rows": [dataclasses.asdict(row) for row in rows]}
     assert json.loads(json.dumps(content))["rows"] == content["rows"]
     assert content["processor"]
@@ -212,6 +217,52 @@ def test_command_writes_the_same_numbers_that_it_prints(tmp_path, capsys):
     printed = io.StringIO()
     print_table(content, Console(file=printed))
     assert printed.getvalue() == capsys.readouterr().out
+
+
+def test_a_step_is_taken_whole_bare_and_with_plain_ingredients(tmp_path):
+    job, data = stage_of("lsdc", TINY, tmp_path, steps=5, overrides=["backbone.width=4"])
+    calls, plain = Calls(), PlainSteps(data, job)
+    turns = Turns([calls.passes, plain.steps], TINY, turn=2)
+    spreads = turns.train(job, data, [calls])
+    assert all(spread.median > 0 for spread in spreads)
+    assert [len(seconds) for seconds in turns.seconds] == [2, 2, 2]
+    networks = [(type(call.network).__name__, call.recorded) for call in calls.calls]
+    assert networks == [("ResNet18", True), ("Linear", True)] * 3, "three views"
+    assert plain.difference < 1e-3
+    assert len(turns.losses[0]) == len(turns.losses[2]) == WARM_UP
+    assert turns.losses[1] == [], "bare passes have no loss"
+
+
+def test_operations_of_a_step_are_those_of_its_layers(tmp_path):
+    job, data = stage_of("supervised", TINY, tmp_path, steps=2, overrides=["backbone.width=4"])
+    wide, _ = stage_of("supervised", TINY, tmp_path, steps=2, overrides=["backbone.width=8"])
+    found = operations_of(job, data, "cpu")
+    # forward, and twice that backward, but for the gradient of the images
+    sides = {
+        4: (32, 4),
+        8: (16, 3),
+        16: (8, 3),
+        32: (4, 3),
+    }  # channels: side, 3x3 convolutions within a width
+    within = sum(2 * side**2 * 9 * width**2 * count for width, (side, count) in sides.items())
+    between = sum(2 * side**2 * 9 * width * width // 2 for width, (side, _) in sides.items() if width > 4)
+    first, head = 2 * 32**2 * 9 * 3 * 4, 2 * 32 * 10
+    assert found == TINY.batch * (3 * (within + between + head) + 2 * first)
+    assert operations_of(wide, data, "cpu") > 3.5 * found
+
+
+@pytest.mark.slow
+def test_measures_that_train_give_complete_rows():
+    settings = dataclasses.replace(
+        TINY, only=("methods", "epochs", "workers", "processes"), threads=(2,), few_steps=2
+    )
+    rows = bench(settings)
+    counts = {name: sum(row.measure == name for row in rows) for name in settings.only}
+    assert counts == {"methods": 2 * len(METHODS), "epochs": 3, "workers": 1, "processes": 1}
+    for row in rows:
+        assert 0 < row.ours.low <= row.ours.median <= row.ours.high, row.name
+        assert 0 < row.plain.low <= row.plain.median <= row.plain.high, row.name
+        assert row.measure != "epochs" or row.ratio < 1, "no training is faster than its matrix products"
 
 
 @pytest.mark.slow

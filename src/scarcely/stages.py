@@ -465,7 +465,13 @@ def _is_finished(job: Job, folder: Path) -> bool:
 
 def quiet() -> None:
     """Silence Lightning's notes about things that this project decides itself."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning.utilities"):
+    for name in (
+        "pytorch_lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning_fabric",
+        "pytorch_lightning.utilities",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (
         ".*does not have many workers.*",
@@ -476,6 +482,7 @@ def quiet() -> None:
         ".*`max_epochs` was not set.*",
         ".*find_unused_parameters.*",
         ".*No device id is provided.*",
+        ".*functional.all_gather is deprecated.*",  # by torch; Lightning calls it
         ".*in eval mode at the start of training.*",  # frozen_bn=eval
         ".*across ranks is zero.*",  # no scores during training
     ):

@@ -27,7 +27,8 @@ python scripts/bench.py [KEY=VALUE ...]
   device=auto      auto | cpu | gpu
   clock=wall       wall | cpu: processor time, for a machine that others use as well (threads=1, device=cpu)
   batch=           images in a whole training step; 256 on a GPU, 64 on the CPU
-  only=            some of pairs,input,step,overhead,framework,phases,adapters,saliency,startup
+  only=            some of pairs,input,workers,step,overhead,framework,methods,epochs,
+                   phases,adapters,saliency,growth,processes,startup
   out=outputs/bench.json   the same numbers as JSON
 """
 DEFAULTS = {
@@ -129,8 +130,9 @@ def bench(settings: Settings) -> list[Row]:
     """Measure everything that is asked for."""
     import torch
 
-    # the rate of the input is one of a core; Lightning and the start are measured as a user has them
-    threads_of = {"input": (1,), "overhead": settings.threads[-1:], "startup": settings.threads[-1:]}
+    # the rate of the input is one of a core; what has several processes is measured as a user has it
+    as_used = ("workers", "overhead", "processes", "startup")
+    threads_of = {"input": (1,)} | dict.fromkeys(as_used, settings.threads[-1:])
     rows = []
     before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     try:

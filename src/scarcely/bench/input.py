@@ -28,23 +28,22 @@ class PILViews:
 
     Args:
         images: (N, H, W, C) uint8.
-        augmentation: what is done to an image.
+        augmentation: what is done to an image: crop, flip, normalisation.
+        views: of an image.
     """
 
-    def __init__(self, images: np.ndarray, augmentation: ImageAugmentation) -> None:
+    def __init__(self, images: np.ndarray, augmentation: ImageAugmentation, views: int = VIEWS) -> None:
         from torchvision import transforms
 
         self.images = images
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(
-                    images.shape[1], padding=augmentation.padding, padding_mode=augmentation.pad_mode
-                ),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(augmentation.mean, augmentation.std),
-            ]
+        end = [transforms.ToTensor(), transforms.Normalize(augmentation.mean, augmentation.std)]
+        crop = transforms.RandomCrop(
+            images.shape[1], padding=augmentation.padding, padding_mode=augmentation.pad_mode
         )
+        clean = transforms.Compose(end)
+        random = transforms.Compose([crop, transforms.RandomHorizontalFlip(), *end])
+        first = clean if augmentation.first_clean and views > 1 else random
+        self.transforms = [first, *[random] * (views - 1)]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,7 +52,7 @@ class PILViews:
         from PIL import Image
 
         image = Image.fromarray(self.images[index])
-        return tuple(self.transform(image) for _ in range(VIEWS))
+        return tuple(transform(image) for transform in self.transforms)
 
 
 @dataclass

@@ -57,14 +57,14 @@ def _command(overrides: Sequence[str], arguments: Mapping[str, str]) -> None:
         raise ConfigError(f"cannot write {out}", where="out", instead="a file in a folder that exists")
     if arguments["clock"] not in ("wall", "cpu"):
         raise ConfigError(f"clock={arguments['clock']}", where="clock", instead="wall or cpu")
-    config = _composed(overrides)
+    config = composed(overrides)
     with tempfile.TemporaryDirectory() as folder:
         job, data, noise = prepare(config, arguments["stage"], Path(folder))
         found = profile_step(job, data, Path(folder), int(steps), out, arguments["clock"])
     print_profile(found, job, noise)
 
 
-def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the checked configuration of a run."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -85,13 +85,16 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def prepare(config: dict[str, Any], stage: str, folder: Path) -> tuple[Job, DataModule, str]:
+def prepare(
+    config: dict[str, Any], stage: str, folder: Path, steps: int = _STEPS_OF_NOISE
+) -> tuple[Job, DataModule, str]:
     """Return a stage of a run, as the run would train it but for the weights that it starts from.
 
     Args:
         config: of the run, checked.
         stage: its name; empty for the last.
         folder: for the weights of the stages before it.
+        steps: of an epoch, about, where random images stand in for the data.
 
     Returns:
         The stage; its data, set up; and what stands in for them, in words, if they are not there.
@@ -113,7 +116,7 @@ def prepare(config: dict[str, Any], stage: str, folder: Path) -> tuple[Job, Data
         job, data = _of_domains(config, stage, accelerator)
         return job, data, ""
     data = _instantiated(config["data"])
-    noise = _read(data, config)
+    noise = _read(data, config, steps)
     config["data"]["augmentation"] |= data.augmentation_settings()
     return _of_run(config, stage, data, folder), data, noise
 
@@ -145,7 +148,7 @@ def _instantiated(config: Mapping[str, Any]) -> Any:
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
-def _read(data: DataModule, config: Mapping[str, Any]) -> str:
+def _read(data: DataModule, config: Mapping[str, Any], steps: int) -> str:
     """Read the data, or fill in random images if they are not there; return what these are of."""
     from scarcely.data.imagefolder import ImageFolder
     from scarcely.data.outline import outline_of
@@ -155,7 +158,7 @@ def _read(data: DataModule, config: Mapping[str, Any]) -> str:
         data.check()
         data.prepare_data()
     else:
-        outline.fill(data, most=_STEPS_OF_NOISE * int(config["method"].get("batch_size", 256)))
+        outline.fill(data, most=steps * int(config["method"].get("batch_size", 256)))
     data.setup()
     return "" if outline is None else outline.source
 

@@ -11,7 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-MEASURES = ("pairs", "input", "step", "overhead", "framework", "phases", "adapters", "saliency", "startup")
+MEASURES = (
+    "pairs",
+    "input",
+    "workers",
+    "step",
+    "overhead",
+    "framework",
+    "methods",
+    "epochs",
+    "phases",
+    "adapters",
+    "saliency",
+    "growth",
+    "processes",
+    "startup",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,8 @@ class Settings:
         width, k: of its ResNet-18 and its kNN labels.
         explained, pixels: images whose maps are made, and their size.
         epochs: of a turn that compares Lightning with a bare loop; the first and the last do not count.
-        steps: of LSD-C through the whole stack, in all turns together.
+        steps: through the whole stack, in all turns together.
+        few_steps: likewise, where many trainings are measured, or none that ends soon.
         overrides: of the run that this is done with.
     """
 
@@ -54,6 +70,7 @@ class Settings:
     pixels: int = 224
     epochs: int = 5
     steps: int = 30
+    few_steps: int = 6
     overrides: tuple[str, ...] = ()
 
 

@@ -21,6 +21,9 @@ from scarcely.job import Job
 from scarcely.methods.lsdc import LSDC
 from scarcely.stages import build_method
 
+LEAST_SPEEDUP, LEAST_SPEEDUP_ON_GPU = 1.2, 3.0  # from this batch size on, on more than one core
+PROMISED_BATCH = 256
+
 
 def measure(settings: Settings, threads: int) -> list[Row]:
     """Compare steps on images that are made into views by each side's own means."""
@@ -43,9 +46,11 @@ def measure(settings: Settings, threads: int) -> list[Row]:
 
     our_step()
     plain_step()
+    least = {"cpu": LEAST_SPEEDUP, "cuda": LEAST_SPEEDUP_ON_GPU}[device]
     return [
         Row.of_times(
             *take_turns(our_step, plain_step, settings),
+            least=least if batch >= PROMISED_BATCH and (device == "cuda" or threads > 1) else None,
             measure="step",
             name=f"step of LSD-C: ResNet-18, kNN, RICAP, batch {batch}",
             threads=threads,

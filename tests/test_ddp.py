@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from scarcely.evaluation import clustering_scores
 from scarcely.methods.rotnet import RotNet
 from tests.runs import (
     TINY,
+    Probe,
     Process,
     command_line,
     compose,
@@ -227,6 +229,44 @@ class Counts(RotNet):
         raise UserError(f"{torch.get_num_threads()} thread(s)")
 
 
+class Flags(Probe):
+    """Says, in its third step, how often the ranks have asked each other something since the first."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 0:
+            self.asked, broadcast = [], torch.distributed.broadcast
+            torch.distributed.broadcast = lambda *given, **named: (
+                self.asked.append(given),
+                broadcast(*given, **named),
+            )
+        if batch_idx == 2:
+            raise UserError(f"asked {len(self.asked)} times")
+        return super().training_step(batch, batch_idx)
+
+
+def test_no_step_asks_the_other_ranks_whether_to_end(two_moons, tmp_path):
+    config, data = two_moons
+    job = probing(config, data)
+    job = replace(job, method=job.method | {"_target_": f"{__name__}.Flags"})
+    ranks = start_ranks(job, tmp_path / "stage")
+    assert [rank.wait() for rank in ranks] == [2, 2], ranks[0].output
+    with pytest.raises(UserError, match="asked 0 times"):
+        worker.raise_error(tmp_path / "stage", 2, "probe")
+
+
+def test_a_rank_ends_at_once_by_sigterm(two_moons, tmp_path):
+    config, data = two_moons
+    job = probing(config, data)
+    job = replace(job, method=job.method | {"epochs": 10_000})
+    ranks = start_ranks(job, tmp_path / "stage")
+    wait_until(lambda: (tmp_path / "stage" / "last.ckpt").is_file(), ranks[0])
+    ranks[1].send(signal.SIGTERM)
+    assert ranks[1].wait(20) == -signal.SIGTERM
+    for rank in ranks[:1]:
+        rank.send(signal.SIGTERM)
+        assert rank.wait(20) != 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "given"), [(0, 1), (2, 2)])
 def test_each_rank_has_its_threads_or_its_share_of_all(wanted, given, tmp_path):
@@ -290,6 +330,8 @@ def test_no_rank_outlives_a_killed_run(tmp_path):
     process.send(signal.SIGKILL)
     process.wait()
     wait_until(lambda: processes_of(folder) == [], seconds=10)
+    said = re.search(r"2 devices, batch_size=(\d+) in all, (\d+) on each; learning rate .*", process.output)
+    assert int(said[1]) == 2 * int(said[2])
 
 
 @pytest.mark.slow

@@ -437,4 +437,7 @@ def test_devices_that_do_not_exist_are_refused():
     with pytest.raises(UserError, match="there are none"):
         stages.accelerator_of({"accelerator": "gpu", "devices": 8})
     assert stages.accelerator_of({"accelerator": "auto", "devices": 1}) == "cpu"
-    assert stages.accelerator_of({"accelerator": "cpu", "devices": 2}) == "cpu"
+    two = {"accelerator": "cpu", "devices": 2, "sync_batchnorm": False}
+    assert stages.accelerator_of(two) == "cpu"
+    with pytest.raises(UserError, match="BatchNorm over several processes needs GPUs"):
+        stages.accelerator_of(two | {"sync_batchnorm": True})

@@ -33,6 +33,7 @@ def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None
     """
     worker.write_job(folder, job, accelerator, earlier)
     world = job.trainer["devices"]
+    print(_shares(job), file=sys.stderr, flush=True)
     threads = job.trainer["threads"] or max(1, torch.get_num_threads() // world)  # of what this process has
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,6 +52,14 @@ def launch(job: Job, folder: Path, accelerator: str, earlier: list[Row]) -> None
             process.wait()
     if failed is not None:
         worker.raise_error(folder, world, job.name)
+
+
+def _shares(job: Job) -> str:
+    """Say which numbers of a stage are those of all devices together."""
+    world, size = job.trainer["devices"], int(job.method.get("batch_size", 0))
+    rate = (job.method.get("optimizer") or {}).get("lr")
+    said = f"{job.name}: {world} devices, batch_size={size} in all, {size // world} on each"
+    return said if rate is None else f"{said}; learning rate {rate:g}, of the whole batch"
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], forward: Callable[[], None]) -> int | None:

@@ -27,6 +27,7 @@ from scarcely.callbacks.history import History, Row, read_rows
 from scarcely.callbacks.keep import KeepWeights, kept_weights
 from scarcely.callbacks.last import LastCheckpoint
 from scarcely.callbacks.progress import Progress
+from scarcely.callbacks.ranks import EndedByParent
 from scarcely.callbacks.snapshots import Snapshots
 from scarcely.config.schema import METHOD_KEYS
 from scarcely.config.signature import constant_of, signature_of
@@ -36,7 +37,7 @@ from scarcely.errors import DataError, UserError
 from scarcely.files import remove_parts
 from scarcely.job import Job
 from scarcely.launch import launch
-from scarcely.loggers import current_loggers
+from scarcely.loggers import current_loggers, send_rows
 from scarcely.methods.base import Method, Place
 from scarcely.seeds import derive_seed
 
@@ -100,11 +101,18 @@ def accelerator_of(trainer: Mapping[str, Any]) -> str:
     """Return ``cuda`` or ``cpu``.
 
     Raises:
-        UserError: a GPU, or more of them than there are, was asked for.
+        UserError: a GPU, or more of them than there are, was asked for; or BatchNorm over several processes
+            of a CPU, which torch does not have.
     """
     wanted, devices = trainer["accelerator"], trainer["devices"]
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and not available):
+        if devices > 1 and trainer["sync_batchnorm"]:
+            raise UserError(
+                "BatchNorm over several processes needs GPUs",
+                where="trainer.sync_batchnorm",
+                instead="trainer.sync_batchnorm=false, or trainer.accelerator=gpu",
+            )
         return "cpu"
     if available < devices:
         raise UserError(
@@ -277,6 +285,8 @@ def train(
         if job.trainer["compile"]:
             getattr(method, "student", method.backbone).compile()
         watching: list[pl.Callback] = [history, Progress(job.name), *callbacks]
+        if world > 1:
+            watching.append(EndedByParent())
         if job.keep:
             watching.append(
                 KeepWeights(
@@ -301,6 +311,7 @@ def train(
             accelerator="gpu" if accelerator == "cuda" else "cpu",
             devices=world,
             strategy="ddp" if world > 1 else "auto",
+            sync_batchnorm=job.trainer["sync_batchnorm"] and world > 1,
             precision=job.trainer["precision"],
             gradient_clip_val=job.trainer["gradient_clip"],
             limit_train_batches=FAST_BATCHES if job.fast else batches,
@@ -408,6 +419,8 @@ def run_stage(
     """Train a stage in a folder of its own, in as many processes as it wants."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_parts(folder)
+    # before an interruption: what of it reached a logger is for the logger to know
+    send_rows([row for row in read_rows(folder / "metrics.csv") if row.get("stage") == job.name])
     if job.trainer["devices"] > 1 and job.epochs > 0:
         launch(job, folder, accelerator, earlier)
     else:
@@ -440,7 +453,7 @@ def cached_stage(
     """
     folder = cache / "stages" / key
     if _is_finished(job, folder):
-        return finished(job, folder, key, cached=True)
+        return _found(job, folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
     try:
@@ -450,12 +463,19 @@ def cached_stage(
         lock.acquire()
     try:
         if _is_finished(job, folder):
-            return finished(job, folder, key, cached=True)
+            return _found(job, folder, key)
         trained = run_stage(job, folder, data, accelerator, key, earlier)
         (folder / "last.ckpt").unlink(missing_ok=True)
         return trained
     finally:
         lock.release()
+
+
+def _found(job: Job, folder: Path, key: str) -> Trained:
+    """Return a stage from the cache; the loggers get its record, as if it had been trained for this run."""
+    trained = finished(job, folder, key, cached=True)
+    send_rows(trained.rows)
+    return trained
 
 
 def _is_finished(job: Job, folder: Path) -> bool:

@@ -49,6 +49,7 @@ class Trainer:
     devices: PositiveInt
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     compile: bool
+    sync_batchnorm: bool
     threads: NonNegativeInt
     gradient_clip: Annotated[float, Range(above=0)] | None
     log_every: PositiveInt
@@ -60,8 +61,12 @@ class Logger:
 
     name: Literal["csv", "wandb", "tensorboard", "none"]
     project: str | None = None
+    entity: str | None = None
     group: str | None = None
+    tags: list[str] | None = None
     offline: bool | None = None
+    upload_weights: bool = False
+    upload_seconds: PositiveInt = 300
 
 
 # keys of a method YAML that the run reads itself; all others are constructor arguments
@@ -76,7 +81,7 @@ METHOD_KEYS: dict[str, Any] = {
     "needs": list[Literal["images", "labels", "vectors"]],
     "by_kind": dict[Literal["images", "vectors"], dict],
     "role": Literal["train", "pretext", "labelled", "unlabelled", "mixed"],
-    "stages": dict,
+    "stages": dict[str, dict],
     "protocol": Literal["all", "split"],
     "discovery": dict,
     "scarce": dict,
@@ -90,6 +95,11 @@ METHOD_KEYS: dict[str, Any] = {
     "keep": list[PositiveInt],
     "rounds": PositiveInt | None,
 }
+
+# of these, what stands in for others where the data are such
+BRANCHES = ("discovery", "scarce", "domains", "refined")
+# and what says which stages there are, which is read before anything is checked
+STRUCTURE = ("before", "by_kind", "stages", "source", "reference", *BRANCHES)
 
 
 def hints(schema: type) -> dict[str, Any]:

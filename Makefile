@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-gpu lint types bench clean help
+.PHONY: demo test test-slow test-gpu lint types bench reproduce clean help
 
 help:  ## show what can be made
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -39,6 +39,9 @@ types: $(READY)  ## mypy
 
 bench: $(READY)  ## speed, as ratios to plain implementations measured in the same run
 	$(RUN) scripts/bench.py
+
+reproduce: $(READY)  ## train the experiments on digits and write RESULTS.md: an hour and a half
+	$(RUN) scripts/reproduce.py seeds=0,1,2,3,4
 
 clean:  ## remove the environment and the caches, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -377,7 +377,7 @@ def _finish(
     }
     _report(config, folder, data, results, outcome.shown)
     for logger in loggers:
-        send_results(logger, results["metrics"], folder / "figures")
+        send_results(logger, results, folder)
     # last of all: a folder with results.json is finished
     write_json(folder / "results.json", results)
     return results

@@ -79,7 +79,7 @@ def train_domains(
         }
         write_report(Evidence.load(folder.path, results=results))
         for logger in loggers:
-            send_results(logger, metrics, folder.path / "figures")
+            send_results(logger, results, folder.path)
         write_json(folder.path / "results.json", results)
     return results
 

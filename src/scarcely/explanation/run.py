@@ -85,7 +85,7 @@ def explain(config: dict[str, Any], folder: RunFolder, data: Any, accelerator: s
         }
         write_report(Evidence.load(folder.path, results=results))
         for logger in loggers:
-            send_results(logger, metrics, folder.path / "figures")
+            send_results(logger, results, folder.path)
         write_json(folder.path / "results.json", results)  # last of all: the run is finished
         shutil.rmtree(state.folder)
     return results

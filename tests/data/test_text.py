@@ -196,6 +196,7 @@ def test_reuters10k_says_how_its_file_is_prepared(tmp_path):
         Reuters10k(augmentation=VECTORS, root=str(tmp_path)).check()
     assert "save_npz" in error.value.instead
     assert "10,000 documents" in error.value.instead
+    assert "rcv1-v2.topics.qrels" in error.value.instead
     with pytest.raises(DataError, match="needs a folder"):
         Reuters10k(augmentation=VECTORS).check()
 

@@ -103,13 +103,14 @@ class Reuters10k(TfidfFile):
     """10,000 documents of RCV1 in four root categories, 2,000 tf-idf terms (Xie et al., 2016; LSD-C).
 
     The corpus may not be passed on, so nothing is downloaded: `root` holds ``reuters10k.npz`` (or is
-    such a file), prepared by the user in the format of `TfidfFile`.
+    such a file) in the format of `TfidfFile`, or the raw documents, of which that file is made once
+    (`scarcely.data.rcv1.build`).
 
     Args:
         name: short name of the set.
         kind: what one sample is.
         augmentation: how views are drawn.
-        root: folder that holds ``reuters10k.npz``, or the file.
+        root: folder that holds ``reuters10k.npz`` or the raw documents, or the file.
         resident: where the vectors are kept (see `DataModule`).
         normalize: scale every row to length √D (see `TfidfFile`).
     """
@@ -139,19 +140,33 @@ class Reuters10k(TfidfFile):
         return self.root if self.root.suffix == ".npz" else self.root / "reuters10k.npz"
 
     def check(self) -> None:
-        """Look whether the file is there.
+        """Look whether the file is there, or what it is made of.
 
         Raises:
-            DataError: it is not; the message says how it is prepared.
+            DataError: neither is; the message says what is expected.
         """
-        if not self.file.is_file():
+        if not self.file.is_file() and not self._raw():
             raise DataError(
                 f"no file {self.file}; Reuters-10K may not be passed on and is not downloaded",
                 where="data.root",
-                instead="write a sparse matrix of 10,000 documents and 2,000 tf-idf terms with"
-                " scipy.sparse.save_npz, add the arrays labels (0 to 3) and classes (4 names) with"
-                " numpy.savez, and set data.root to its folder; other files: data=tfidf data.root=FILE",
+                instead="a folder with the documents of RCV1: lyrl2004_tokens_*.dat and rcv1-v2.topics.qrels,"
+                " or the stories as .zip or *newsML.xml; or with reuters10k.npz, a sparse matrix of 10,000"
+                " documents and 2,000 tf-idf terms by scipy.sparse.save_npz, with the arrays labels (0 to 3)"
+                " and classes (4 names) added; other files: data=tfidf data.root=FILE",
             )
+
+    def prepare_data(self) -> None:
+        """Make the file of the raw documents, once."""
+        self.check()
+        if not self.file.is_file():
+            from scarcely.data.rcv1 import build
+
+            build(self.file.parent, self.file)
+
+    def _raw(self) -> bool:
+        from scarcely.data.rcv1 import sources
+
+        return self.file.name == "reuters10k.npz" and bool(sources(self.file.parent))
 
     def read(self) -> dict[str, Samples]:
         """Return the 10,000 documents as the train part.

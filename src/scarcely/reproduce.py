@@ -264,13 +264,9 @@ def _number(text: str) -> float:
 def look(experiment: Experiment, folder: Path) -> list[Found]:
     """Return what the finished runs of an experiment found, a line a metric; nothing if there is none."""
     from scarcely.reports.run_table import collect
-    from scarcely.reports.runs import read_run, run_folders, same, shown
+    from scarcely.reports.runs import find_runs, same, shown
 
-    runs = (
-        [run for place in run_folders([str(folder)]) if (run := read_run(place)).finished]
-        if folder.is_dir()
-        else []
-    )
+    runs = find_runs([str(folder)]) if any(folder.rglob("results.json")) else []
     if not runs:
         return []
     wanted = [metric for metric in experiment.expected if metric != "std"]

@@ -34,12 +34,12 @@ def build(folder: Path, file: Path, seed: int = 0, documents: int = DOCUMENTS, t
     """Count the terms of raw documents and write the matrix that `Reuters10k` reads.
 
     Documents with exactly one root category count. Of all of them the most frequent terms are taken. A term
-    that occurs tf times in a document, and in df of n of them, weighs (1 + ln tf)·(1 + ln((1 + n) / (1 + df)));
-    rows have length √terms. A random subset of those that have any of these terms is written.
+    that occurs tf times in a document, and in df of n, weighs (1 + ln tf)·(1 + ln((1 + n) / (1 + df))); rows
+    have length √terms. A random subset of those that have any of these terms is written.
 
     Args:
-        folder: with ``lyrl2004_tokens_*.dat`` and ``rcv1-v2.topics.qrels`` (Lewis et al., 2004: stems and no
-            stop words), plain or as ``.gz``; or the stories as Reuters gave them out, ``*newsML.xml`` below it
+        folder: with ``lyrl2004_tokens_*.dat`` and ``rcv1-v2.topics.qrels`` (Lewis et al., 2004: stems,
+            no stop words), plain or as ``.gz``; or the stories as Reuters gave them out, ``*newsML.xml`` below it
             or in ``*.zip``: their headlines and texts without English stop words.
         file: to write.
         seed: of the subset.

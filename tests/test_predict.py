@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import shutil
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from scarcely import checkpoints
 from scarcely.config.compose import compose_run
+from scarcely.data.decode import decode_image
 from scarcely.explanation import run as explaining
 from scarcely.explanation.predict import SaliencyRun
 from scarcely.metrics.sensitivity import resize
@@ -21,6 +24,7 @@ from scarcely.run import execute
 from scarcely.saliency import attribute
 from tests.data.files import write_image
 from tests.data.test_decathlon import write_annotations, write_domain
+from tests.reports.test_html import Page
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,9 @@ def test_the_batch_size_changes_nothing(run, images, tmp_path):
         ({"image": "x"}, "images"),
         ({"out": ""}, "out must be given"),
         ({"challenge": "out.json"}, "images and out is given too"),
+        ({"challenge": "out.json", "images": "", "out": "", "gallery": "g.html"}, "gallery is given too"),
+        ({"gallery": "nowhere/g.html"}, "cannot write"),
+        ({"gallery": "labels.csv"}, "out and gallery are both"),
     ],
 )
 def test_a_mistake_is_told_in_one_message(run, images, tmp_path, monkeypatch, capsys, changes, told):
@@ -102,6 +109,42 @@ def test_a_text_file_named_png_is_named_or_skipped(run, images, tmp_path, capsys
     with pytest.warns(UserWarning, match=r"c\.png"):
         assert main([f"ckpt={run}", f"images={images}", f"out={out}", "on_error=skip"]) == 0
     assert len(out.read_text().splitlines()) == 4
+
+
+def test_the_gallery_shows_what_the_file_says(run, images, tmp_path):
+    out, page = tmp_path / "labels.csv", tmp_path / "labels.html"
+    assert main([f"ckpt={run}", f"images={images}", f"out={out}", f"gallery={page}"]) == 0
+    found = Page(page.read_text(encoding="utf-8"))
+    with open(out, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    told = {f"{r['file']}: cluster {r['cluster']}, {100 * float(r['confidence']):.1f} %" for r in rows}
+    assert {image["alt"] for image in found.images} == told
+    for name in ("a.png", "b.jpg", "below/ü.png"):
+        (shown,) = (image for image in found.images if image["alt"].startswith(name))
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["src"].split(",")[1]))))
+        assert np.array_equal(pixels, decode_image(images / name, 30))  # the square that the network is shown
+
+
+def test_dtc_tells_known_and_new_classes_apart_though_its_centroids_are_in_a_projection(images, tmp_path):
+    config = compose_run(
+        [
+            *(
+                "method=dtc",
+                "data=digits",
+                "data.size=8",
+                "backbone.width=4",
+                "data.labelled_classes=[0,2,4]",
+            ),
+            *("fast=true", "trainer=cpu", "compare_kmeans=false", "embedding_size=0"),
+            *(f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"),
+        ]
+    )
+    config["command"] = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scarcely.reports.html.write_report", lambda evidence: None)
+        execute(config, "unused")
+    rows = rows_of(tmp_path / "run", images, tmp_path / "labels.csv")
+    assert {row["class"] for row in rows} <= {"0", "2", "4"} | {f"new {k}" for k in range(1, 8)}
 
 
 # --- Discovery: known classes have names, new ones numbers
@@ -319,6 +362,7 @@ def test_a_map_is_of_the_class_method_and_layer_that_were_asked_for(saliency_run
         ({"method": "gradcam"}, "no saliency method"),
         ({"layer": "7"}, "no maps at '7'"),
         ({"out": "labels.csv"}, "two things to write"),
+        ({"gallery": "g.html"}, "two things to write"),
         ({"maps": "", "class": "star"}, "none are asked for"),
         ({"images": ""}, "images must be given"),
     ],
@@ -358,5 +402,12 @@ def test_several_labels_an_image_are_those_above_one_half(images, tmp_path):
     rows = rows_of(tmp_path / "run", images, tmp_path / "labels.csv")
     classes = ["disc", "square", "triangle", "ring", "cross", "star"]
     assert list(rows[0]) == ["file", "classes", *classes]
+    page = tmp_path / "labels.html"
+    assert (
+        main([f"ckpt={tmp_path / 'run'}", f"images={images}", f"out={tmp_path / 'l.csv'}", f"gallery={page}"])
+        == 0
+    )
+    shown = [image["alt"] for image in Page(page.read_text(encoding="utf-8")).images]
+    assert len(shown) == sum(max(1, len(row["classes"].split(";"))) for row in rows)
     for row in rows:
         assert row["classes"] == ";".join(name for name in classes if float(row[name]) > 0.5)

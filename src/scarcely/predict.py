@@ -13,7 +13,7 @@ from typing import Any
 from scarcely.errors import CheckpointError, ConfigError, DataError
 
 USAGE = """\
-python scripts/predict.py ckpt=RUN images=FOLDER out=labels.csv
+python scripts/predict.py ckpt=RUN images=FOLDER out=labels.csv [gallery=labels.html]
 python scripts/predict.py ckpt=RUN challenge=out.json
 python scripts/predict.py ckpt=NORMGRAD_RUN images=FOLDER maps=OUT [class=NAME] [method=NAME] [layer=NAME]
 
@@ -23,6 +23,7 @@ python scripts/predict.py ckpt=NORMGRAD_RUN images=FOLDER maps=OUT [class=NAME] 
             image the classes above one half, and the probability of each
             where new classes were discovered beside known ones, these are named and those numbered:
             "new 1" is cluster 0 of the report
+  gallery   the HTML page to write beside it: images of each cluster or class, the surest and the least sure
   challenge the JSON file to write, of a run over domains of the Visual Decathlon: image_id and category_id of
             every test image
   maps      of a run of method=normgrad: the folder to write IMAGE.npy to, a map of the image's size (H, W)
@@ -33,7 +34,10 @@ python scripts/predict.py ckpt=NORMGRAD_RUN images=FOLDER maps=OUT [class=NAME] 
   batch_size=256   images at a time
   on_error=raise   raise | skip: what to do with an image that cannot be read
 """
-DEFAULTS = {"images": "", "out": "", "challenge": "", "batch_size": "256", "on_error": "raise"}
+DEFAULTS = {
+    **{"images": "", "out": "", "gallery": "", "challenge": ""},
+    **{"batch_size": "256", "on_error": "raise"},
+}
 OF_MAPS = {"maps": "", "class": "", "method": "", "layer": ""}
 
 
@@ -56,7 +60,11 @@ def _command(arguments: dict[str, str]) -> None:
             instead="maps=FOLDER too, with the ckpt of a run of method=normgrad",
         )
     given = [key for key in ("images", "out") if arguments[key]]
-    others = [*given, *(["on_error"] if arguments["on_error"] == "skip" else [])]
+    others = [
+        *given,
+        *(["gallery"] if arguments["gallery"] else []),
+        *(["on_error"] if arguments["on_error"] == "skip" else []),
+    ]
     if arguments["challenge"] and others:
         raise ConfigError(
             f"challenge takes all images of the release, and {' and '.join(others)} is given too",
@@ -76,7 +84,7 @@ def _command(arguments: dict[str, str]) -> None:
 def _maps(arguments: dict[str, str]) -> None:
     from scarcely.explanation.predict import predict_maps
 
-    other = [key for key in ("out", "challenge") if arguments[key]]
+    other = [key for key in ("out", "gallery", "challenge") if arguments[key]]
     if other or not arguments["images"]:
         raise ConfigError(
             f"maps and {other[0]} are two things to write" if other else "images must be given",
@@ -133,7 +141,7 @@ def old_and_new(method: Any, content: dict[str, Any], folder: Path) -> tuple[Any
     num_known, num_new = int(content["job"]["num_known"]), int(content["job"]["num_new"])
     numbered = [f"new {k}" for k in range(1, num_new + 1)]
     names = [*content["classes"][:num_known], *numbered]
-    size = method.centroids.shape[1] if hasattr(method, "centroids") else method.backbone.num_features
+    size = method.backbone.num_features
     if method.joint_logits(torch.zeros(1, size)) is not None:
         return method.joint_logits, names
     if not (folder / "classifier.pt").is_file():
@@ -151,52 +159,88 @@ def old_and_new(method: Any, content: dict[str, Any], folder: Path) -> tuple[Any
     return layer.eval(), names
 
 
-def predict(arguments: dict[str, str]) -> None:
-    """Write ``file,cluster,confidence`` (or ``class``) of all images below a folder."""
+def outputs_of(method: Any, content: dict[str, Any], folder: Path) -> tuple[Any, list[str] | None]:
+    """Return what a finished run says of features, and what it is called.
+
+    Args:
+        method: the trained method.
+        content: of its weights file.
+        folder: of the run.
+
+    Returns:
+        Features (n, D) to scores (n, K), and K names of classes; None for clusters, which have numbers.
+
+    Raises:
+        CheckpointError: the method has no clusters or classes, or not the classifier that lies in the folder.
+    """
     import torch
 
+    has_centroids = hasattr(method, "centroids")  # k-means, whose scores may be of raw inputs
+    if not has_centroids and method.logits(torch.zeros(1, method.backbone.num_features)) is None:
+        raise CheckpointError(
+            f"a {content['job']['method']['name']} run has no clusters or classes to name", where="ckpt"
+        )
+    task = content["job"]["method"]["task"]
+    if task == "discovery":
+        return old_and_new(method, content, folder)
+    if task not in ("classification", "domains", "multilabel"):
+        return method.logits, None
+    # the supervised stage of a discovery has seen the known classes alone
+    known = content["job"]["num_known"] if content["job"]["method"].get("role") == "labelled" else None
+    return method.logits, list(content["classes"][:known])
+
+
+def predict(arguments: dict[str, str]) -> None:
+    """Write ``file,cluster,confidence`` (or ``class``) of all images below a folder, and their gallery."""
     from scarcely import checkpoints
     from scarcely.data.imagefolder import list_images
-    from scarcely.files import write_atomically
 
     folder, out = Path(arguments["images"]).expanduser(), Path(arguments["out"]).expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", where="images", instead="a folder of images")
     _require_writable(out, "out")
+    gallery = Path(arguments["gallery"]).expanduser() if arguments["gallery"] else None
+    if gallery is not None:
+        _require_writable(gallery, "gallery")
+        if gallery.absolute() == out.absolute():
+            raise ConfigError(f"out and gallery are both {out}", where="gallery", instead="another file")
     method, content = load_run(arguments["ckpt"])
     shape = content["input_shape"]
     if len(shape) != 3:
         raise DataError(
             "this run was trained on vectors, not on images", where="ckpt", instead="a run on images"
         )
-    has_centroids = hasattr(method, "centroids")  # k-means, whose scores may be of raw inputs
-    if not has_centroids and method.logits(torch.zeros(1, method.backbone.num_features)) is None:
-        raise CheckpointError(
-            f"a {content['job']['method']['name']} run has no clusters or classes to name", where="ckpt"
-        )
+    scores_of, classes = outputs_of(method, content, checkpoints.find(arguments["ckpt"]).parent)
     names = list_images(folder, folder)
     if not names:
         raise DataError(
             f"there is no image in {folder}", where="images", instead="jpg, png, bmp, gif, tif, webp"
         )
     samples = _read(folder, names, content.get("decoded_size") or shape[1], shape[0], arguments["on_error"])
-    task, scores_of, classes = content["job"]["method"]["task"], None, None
-    if task in ("classification", "domains"):
-        classes = content["classes"]
-    elif task == "discovery":
-        scores_of, classes = old_and_new(method, content, checkpoints.find(arguments["ckpt"]).parent)
     predictions = _predictions(method, content, samples, int(arguments["batch_size"]), scores_of)
-    if task == "multilabel":
-        return _write_labels(out, samples.names, predictions.probabilities, content["classes"])
-    confidence, predicted = predictions.probabilities.max(dim=1)
+    probabilities = predictions.probabilities
+    if content["job"]["method"]["task"] == "multilabel":
+        assert classes is not None
+        _write_labels(out, samples.names, probabilities, classes)
+    else:
+        _write_likeliest(out, samples.names, probabilities, classes)
+    if gallery is not None:
+        _write_gallery(gallery, folder, samples.names, probabilities.numpy(), classes, content)
+
+
+def _write_likeliest(out: Path, names: Any, probabilities: Any, classes: Sequence[str] | None) -> None:
+    """Write ``file,cluster,confidence``, or ``class`` where clusters have names."""
+    from scarcely.files import write_atomically
+
+    confidence, predicted = probabilities.max(dim=1)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["file", "class" if classes else "cluster", "confidence"])
-    for name, k, p in zip(samples.names, predicted.tolist(), confidence.tolist(), strict=True):
+    for name, k, p in zip(names, predicted.tolist(), confidence.tolist(), strict=True):
         writer.writerow([name, classes[k] if classes else k, f"{p:.4f}"])
     write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
     what = "classes" if classes else "clusters"
-    print(f"{len(samples)} images, {len(set(predicted.tolist()))} {what}: {out}", file=sys.stderr)
+    print(f"{len(names)} images, {len(set(predicted.tolist()))} {what}: {out}", file=sys.stderr)
 
 
 def _write_labels(out: Path, names: Any, probabilities: Any, classes: Sequence[str]) -> None:
@@ -211,6 +255,49 @@ def _write_labels(out: Path, names: Any, probabilities: Any, classes: Sequence[s
         writer.writerow([name, shown, *(f"{p:.4f}" for p in row)])
     write_atomically(out, text.getvalue().encode("utf-8", "surrogateescape"))
     print(f"{len(names)} images, {len(classes)} classes: {out}", file=sys.stderr)
+
+
+def _write_gallery(
+    page: Path,
+    folder: Path,
+    names: Sequence[str],
+    probabilities: Any,
+    classes: Sequence[str] | None,
+    content: dict[str, Any],
+) -> None:
+    """Write the page of images by cluster or class; those on it are read again, one by one."""
+    from scarcely.reports.gallery import by_label, by_likeliest, write_gallery
+
+    job = content["job"]
+    several = job["method"]["task"] == "multilabel"
+    shown = list(classes) if classes else [f"cluster {k}" for k in range(probabilities.shape[1])]
+    write_gallery(
+        page,
+        by_label(probabilities, shown) if several else by_likeliest(probabilities, shown),
+        names,
+        lambda index, side: _thumbnail(folder / names[index], side),
+        title=f"{len(names):,} images, named by a run of {job['method']['name']} on {job['data']['name']}",
+        several=several,
+    )
+    print(f"their gallery: {page}", file=sys.stderr)
+
+
+def _thumbnail(path: Path, side: int) -> Any:
+    """Return the square of an image that the network was shown, (s, s, 3) uint8: s is `side`, or less.
+
+    Raises:
+        DataError: the file is gone or changed since it was predicted.
+    """
+    from scarcely.data.decode import decode_image
+    from scarcely.data.whole import upright_size
+
+    size = upright_size(path) or (side, side)
+    try:
+        return decode_image(path, min(side, *size))
+    except Exception as error:  # decoders raise whatever their parsers raise
+        raise DataError(
+            f"cannot read the image {path} again: {error}", where="images", instead="the folder as it was"
+        ) from error
 
 
 def predict_challenge(arguments: dict[str, str]) -> None:

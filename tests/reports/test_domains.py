@@ -326,7 +326,7 @@ def test_any_number_of_domains_with_any_names_is_drawn(tmp_path, number):
 def test_the_page_shows_the_table_the_pictures_and_the_stages(tmp_path):
     page = write_report(evidence(tmp_path)).read_text(encoding="utf-8")
     assert '<th scope="row">signs</th><td class="number">43</td><td class="number">300</td>' in page
-    assert '<th scope="row">lwf: 2 domains</th><td>3 each</td><td>1 min 00 s</td>' in page
+    assert '<th scope="row">lwf: 2 domains</th><td>3 each</td><td class="time">1 min 00 s</td>' in page
     assert "500.0" in page
     assert "the bars of the source darker" in page
     assert "domain/signs" not in page

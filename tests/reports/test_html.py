@@ -120,7 +120,7 @@ def test_the_page_of_few_labels_has_a_caption_for_each_picture_and_says_what_was
     facts = "".join(parsed.text.split("\n"))
     assert "labels per class5" in facts
     assert "labels hidden100" in facts
-    assert "without a label" not in facts
+    assert "true class unknown" not in facts
 
 
 def test_names_from_outside_are_text(tmp_path):
@@ -207,4 +207,4 @@ def test_an_empty_run_still_has_a_page(tmp_path):
 
 def test_unlabelled_samples_are_counted(tmp_path):
     run = random_run(tmp_path, 30, 2, 2, labels=np.full(30, -1), features=None)
-    assert "without a label30" in "".join(Page(report(run, figures={})).text.split("\n"))
+    assert "true class unknownof 30" in "".join(Page(report(run, figures={})).text.split("\n"))

@@ -236,7 +236,7 @@ class Evidence:
             run_dir=run_dir,
             config=_read_config(run_dir / "config.yaml"),
             results=_read_results(run_dir / "results.json") if results is None else results,
-            history=_read_history(run_dir / "metrics.csv"),
+            history=read_history(run_dir / "metrics.csv"),
             kind=str(arrays.pop("kind", kind)),
             classes=tuple(map(str, arrays.pop("classes", ()))),
             num_clusters=int(arrays.pop("num_clusters", 0)),
@@ -297,7 +297,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.csv; cells that are empty, or cut off by a kill, are left out.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     if not path.exists():
         return []
     try:
@@ -309,7 +314,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _history_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Turn one CSV row into numbers; cells that are empty, or cut off by a kill, are left out."""
+    """Turn one CSV row into numbers."""
     clean: dict[str, Any] = {}
     for key, value in row.items():
         if key == "stage":

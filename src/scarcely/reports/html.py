@@ -15,9 +15,11 @@ from scarcely.reports.figures import build_figures, headline, plain, to_png
 from scarcely.reports.saliency_scores import is_saliency
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from matplotlib.figure import Figure
 
 
+_OF_IMAGES = ("montage", "switched")  # pictures that show images of the data set, which no run keeps
 _LARGE = 300_000  # bytes of a picture that is embedded with less than all its detail; its file has all
 
 
@@ -165,15 +167,16 @@ CAPTIONS: Mapping[str, Caption] = {
 
 def write_report(
     evidence: Evidence,
-    figures: Mapping[str, Figure] | None = None,
+    figures: Mapping[str, Figure | bytes] | None = None,
     captions: Mapping[str, Caption] | None = None,
 ) -> Path:
     """Write ``run_dir/report.html`` and its pictures as ``run_dir/figures/NAME.png``, atomically each.
 
     Args:
         evidence: what the run left behind.
-        figures: pictures by name, in their order; those of `build_figures` if not given. Give them where
-            they were made already (for a logger) or where a method adds its own.
+        figures: pictures by name, in their order, as figures or as PNG files that lie there already; those
+            of `build_figures` if not given. Give them where they were made already (for a logger) or where
+            a method adds its own.
         captions: for names that `CAPTIONS` does not know, or to replace those.
 
     Returns:
@@ -182,25 +185,15 @@ def write_report(
     Raises:
         OSError: the folder cannot be written; an older page is still whole.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     if figures is None:
-        figures = build_figures(evidence)
+        figures = {**build_figures(evidence)}
     known = {**CAPTIONS, **(captions or {})}
     results, config = evidence.results, evidence.config
     metrics = results.get("metrics") or {}
     stages = results.get("stages") or []
     domain_head, domain_rows = table.domain_grid(results)
     environment = results.get("environment") or config.get("environment") or {}
-    jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja.filters["plain"] = plain
-    page = jinja.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         title=table.run_title(results),
         command=results.get("command") or config.get("command") or "",
         fast=bool(config.get("fast")),
@@ -223,21 +216,102 @@ def write_report(
     return write_atomically(evidence.run_dir / "report.html", page.encode("utf-8", errors="replace"))
 
 
-def _picture(folder: Path, name: str, figure: Figure, captions: Mapping[str, Caption]) -> dict[str, str]:
+def template(name: str) -> Template:
+    """Return a template of this folder; what is put into it is escaped, and ``plain`` makes it printable."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters["plain"] = plain
+    return jinja.get_template(name)
+
+
+def refresh_report(run_dir: Path) -> Path:
+    """Write the report of a finished run again, from what lies in its folder.
+
+    The images of the data set do not: pictures that show them stay as they were.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: the run is not finished, or its files cannot be read.
+        OSError: the folder cannot be written; the older page is still whole.
+    """
+    evidence = Evidence.load(run_dir)
+    figures: dict[str, Figure | bytes] = {**build_figures(evidence)}
+    for path in sorted((run_dir / "figures").glob("*.png")):
+        if _place(path.stem).stem in _OF_IMAGES and path.stem not in figures and _size(path.read_bytes()):
+            figures[path.stem] = path.read_bytes()
+    return write_report(evidence, {name: figures[name] for name in sorted(figures, key=_place)})
+
+
+class _Place(NamedTuple):
+    """Where a picture stands on the page: ``montage-2`` is the second of ``montage``."""
+
+    number: int
+    page: int
+    stem: str
+
+
+def _place(name: str) -> _Place:
+    stem, _, page = name.rpartition("-")
+    if not (page.isdecimal() and stem in CAPTIONS):
+        stem, page = name, "1"
+    order = list(CAPTIONS)
+    return _Place(order.index(stem) if stem in order else len(order), int(page), stem)
+
+
+def main_picture(run_dir: Path) -> tuple[str, Path] | None:
+    """Return heading and file of the most telling picture that a run has drawn; None without any."""
+    drawn = sorted((run_dir / "figures").glob("*.png"), key=lambda path: _place(path.stem))
+    if not drawn:
+        return None
+    stem = _place(drawn[0].stem).stem
+    return CAPTIONS[stem].heading if stem in CAPTIONS else stem, drawn[0]
+
+
+def _size(png: bytes) -> tuple[int, int] | None:
+    """Return width and height of a PNG file; None of what is none."""
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(png)).size
+    except (OSError, ValueError):
+        return None
+
+
+def _title(png: bytes) -> str:
+    from PIL import Image
+
+    return str(Image.open(io.BytesIO(png)).info.get("Title", ""))
+
+
+def _picture(
+    folder: Path, name: str, figure: Figure | bytes, captions: Mapping[str, Caption]
+) -> dict[str, str]:
     """Save one figure and describe it for the page; ``montage-2`` shares the heading of ``montage``."""
-    png = to_png(figure)
-    write_atomically(folder / "figures" / f"{name}.png", png)
+    if isinstance(figure, bytes):
+        png, title = figure, _title(figure)
+    else:
+        png, title = to_png(figure), headline(figure)
+        write_atomically(folder / "figures" / f"{name}.png", png)
     stem, _, page = name.rpartition("-")
     further = page.isdigit() and stem in captions
     caption = captions.get(stem if further else name, Caption(name, ""))
-    width, height = figure.get_size_inches() * figure.dpi
+    width, height = _size(png) or (0, 0)
     return {
         "name": name,
         "heading": "" if further else caption.heading,
         "sentence": "" if further else caption.sentence,
-        "alt": " ".join(headline(figure).split()) or caption.heading,
-        "width": str(round(width)),
-        "height": str(round(height)),
+        "alt": " ".join(title.split()) or caption.heading,
+        "width": str(width),
+        "height": str(height),
         **_embedded(png),
     }
 
@@ -279,13 +353,14 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         pass  # none of these has one that training saw
     elif evidence.labels is not None:
         unlabelled = int((evidence.labels < 0).sum())
-        facts.append(("without a label", f"{unlabelled:,}" if unlabelled else "none"))
+        facts.append(("true class unknown", f"of {unlabelled:,}" if unlabelled else "of none"))
     elif evidence.predicted is not None:
-        facts.append(("without a label", "all"))
+        facts.append(("true class unknown", "of all"))
     if sizes := table.size_sentence(evidence):
         facts.append(("sizes", sizes))
     facts += saliency_table.summary(evidence.results.get("metrics") or {})
-    told = {"method", "data", "protocol", "command", "environment", "stages", "metrics"}
+    told = {"method", "data", "seed", "protocol", "command", "environment", "stages", "metrics"}
+    told |= set() if evidence.predicted is None else {"samples"}
     for key, value in evidence.results.items():
         if key not in told and isinstance(value, (str, int, float)):
             facts.append((key, str(value)))

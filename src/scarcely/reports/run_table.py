@@ -44,7 +44,7 @@ _JUDGED = (
     *("kmeans/acc", "kmeans/features/new/acc"),
 )
 # Of the first less is better, of the last nothing is best.
-_LESS, _NEITHER = ("error", "ece", "loss", "/undefined"), ("parameters/ratio", "kmeans/")
+LESS, _NEITHER = ("error", "ece", "loss", "/undefined"), ("parameters/ratio", "kmeans/")
 _MOST_BARS = 60
 _SEEDS = ("data.labels_seed",)  # which samples are labelled, of runs with few labels
 
@@ -133,7 +133,7 @@ def collect(
                 where=where,
                 instead=", ".join(_distinguishing(runs)) or "method",
             )
-    chosen = _metrics(runs, metrics)
+    chosen = choose_metrics(runs, metrics)
     settings = [key for key in (rows or _distinguishing(runs)) if key != by]
     values = sorted({repr(_value(r, by)): _value(r, by) for r in runs}.values(), key=order)
     table = RunTable(settings, by, [Key(m, v) for v in (values if by else [None]) for m in chosen], [])
@@ -172,7 +172,12 @@ def _distinguishing(runs: Sequence[Run]) -> list[str]:
     return [*first, *told] or ["method", "data"]
 
 
-def _metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+def choose_metrics(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
+    """Return the metrics to show: those of these names or patterns, else those that runs are judged by.
+
+    Raises:
+        ConfigError: no run has one that is wanted.
+    """
     found = list(dict.fromkeys(key for run in runs for key in run.metrics))
     if not wanted:
         expected = dict.fromkeys(key for run in runs for key in _expected(run))
@@ -207,7 +212,7 @@ def _mark_best(table: RunTable) -> None:
     for key in table.columns:
         if any(word in key.metric for word in _NEITHER):
             continue
-        sign = -1 if any(word in key.metric for word in _LESS) else 1
+        sign = -1 if any(word in key.metric for word in LESS) else 1
         rivals: dict[Any, list[Cell]] = {}
         for row in table.rows:
             if row.cells[key].values:

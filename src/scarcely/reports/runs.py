@@ -1,9 +1,10 @@
-"""Finished runs as they lie in folders: what each found, in what they differ, and groups of them."""
+"""Runs as they lie in folders: what each found, in what they differ, and groups of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,37 @@ from scarcely.errors import ConfigError, DataError
 _BOOKKEEPING = (
     *("run_dir", "output_dir", "cache_dir", "command", "resume", "expected", "seed"),
     *("plan", "reference"),
-    *("compare_kmeans", "environment.", "recipe.", "hydra.", "logger.", "data.root", "data.resident"),
+    *(
+        "compare_kmeans",
+        "report",
+        "environment.",
+        "recipe.",
+        "hydra.",
+        "logger.",
+        "data.root",
+        "data.resident",
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A run that has begun.
 
     Attributes:
         folder: where it is.
-        results: content of its results.json.
+        results: content of its results.json, empty before it is finished.
         settings: its configuration by dotted keys, and ``method``, ``data``, ``protocol``, ``seed``.
     """
 
     folder: Path
     results: dict[str, Any]
     settings: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end."""
+        return bool(self.results)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -48,14 +63,9 @@ def find_runs(folders: Iterable[str]) -> list[Run]:
         ConfigError: no folder is given.
     """
     found: dict[Path, Path] = {}
-    given = [Path(folder).expanduser() for folder in folders]
-    if not given:
-        raise ConfigError("no folder of runs is given", where="RUNS", instead="folders of finished runs")
-    for folder in given:
-        if not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", where="RUNS", instead="folders of finished runs")
-        below = sorted(folder.rglob("results.json"))
-        if not below and (folder / "config.yaml").is_file():
+    for folder in existing(folders):
+        below = [place for place in _below(folder) if (place / "results.json").is_file()]
+        if not below and is_run(folder):
             raise DataError(
                 f"the run in {folder} is not finished",
                 where="RUNS",
@@ -67,35 +77,83 @@ def find_runs(folders: Iterable[str]) -> list[Run]:
                 where="RUNS",
                 instead="a folder with results.json in it",
             )
-        found |= {path.parent.resolve(): path.parent for path in below if path.parent.resolve() not in found}
+        for place in below:
+            found.setdefault(place.resolve(), place)
     return [read_run(folder) for folder in found.values()]
 
 
 def unfinished(folders: Iterable[str]) -> list[str]:
     """Say how many runs in and below folders have begun and not ended; nothing if there is none."""
-    given = (Path(folder).expanduser() for folder in folders)
-    begun = {path.parent.resolve() for folder in given for path in folder.rglob("config.yaml")}
-    number = sum(not (folder / "results.json").exists() for folder in begun)
+    number = sum(not (folder / "results.json").exists() for folder in run_folders(folders))
     return [f"{number} unfinished run{' is' if number == 1 else 's are'} left out"] if number else []
 
 
-def read_run(folder: Path) -> Run:
-    """Read a finished run.
+def existing(folders: Iterable[str]) -> list[Path]:
+    """Return folders given by a user as paths.
 
     Raises:
-        DataError: its files cannot be read.
+        DataError: one is not there.
+        ConfigError: none is given.
+    """
+    given = [Path(folder).expanduser() for folder in folders]
+    if not given:
+        raise ConfigError("no folder of runs is given", where="RUNS", instead="folders of finished runs")
+    for folder in given:
+        if not folder.is_dir():
+            raise DataError(f"there is no folder {folder}", where="RUNS", instead="folders of finished runs")
+    return given
+
+
+def run_folders(folders: Iterable[str]) -> list[Path]:
+    """Return where runs have begun, finished or not, in and below folders, each once, in their order.
+
+    Raises:
+        DataError: a folder is not there.
+        ConfigError: none is given.
+    """
+    found: dict[Path, Path] = {}
+    for folder in existing(folders):
+        for place in _below(folder):
+            found.setdefault(place.resolve(), place)
+    return list(found.values())
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder, finished or not."""
+    return any((folder / name).is_file() for name in ("config.yaml", "results.json"))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        if "config.yaml" in files or "results.json" in files:
+            yield Path(place)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run; one that is not finished has no results.
+
+    Raises:
+        DataError: its files cannot be read, or do not hold what a run writes.
     """
     from omegaconf import OmegaConf
 
+    results: Any = {}
+    config: Any = {}
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        config: Any = {}
+        if (folder / "results.json").exists():
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         if (folder / "config.yaml").is_file():
             config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except Exception as error:  # the system, json, yaml and omegaconf each have their own
         raise DataError(f"this run cannot be read: {error}", where=str(folder)) from error
     if not isinstance(results, dict) or not isinstance(config, dict):
         raise DataError("this run cannot be read: not a mapping", where=str(folder))
+    for key, kind, told in (("metrics", dict, "mapping"), ("stages", list, "list")):
+        if not isinstance(results.get(key) or kind(), kind):
+            raise DataError(f"this run cannot be read: {key} is no {told}", where=f"{folder}/results.json")
+    if not all(isinstance(stage, dict) for stage in results.get("stages") or []):
+        raise DataError("this run cannot be read: a stage is no mapping", where=f"{folder}/results.json")
     # The groups too, by their names: method.labeler is its _target_'s last word.
     named = {k: results[k] for k in ("method", "data", "protocol", "seed") if k in results}
     return Run(folder, results, {**_flat(config), **named})

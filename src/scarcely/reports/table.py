@@ -43,6 +43,7 @@ __all__ = [
     "is_fraction",
     "markdown_table",
     "mean_std",
+    "metric_name",
     "old_new_metrics",
     "other_metrics",
     "print_class_count",
@@ -72,6 +73,12 @@ _HEADLINE = {
     "mean/accuracy": "mean accuracy",
     "decathlon/score": "decathlon score S",
     "parameters/ratio": "parameters, × one network",
+}
+_FURTHER = {
+    "test/old/acc": "ACC, old classes of the test split",
+    "test/new/acc": "ACC, new classes of the test split",
+    "test/all/acc": "ACC, old and new classes of the test split",
+    "pseudo/accuracy": "accuracy, unlabelled samples",
 }
 # What stands beside it, and what it is called.
 _BASELINES = {
@@ -103,6 +110,11 @@ class Headline(NamedTuple):
     name: str
     value: str
     baselines: dict[str, str]  # the same figure of a baseline, by its name
+
+
+def metric_name(key: str) -> str:
+    """Return what a figure that runs are judged by is called; any other by its key."""
+    return (_HEADLINE | _FURTHER).get(key, key)
 
 
 def headline_metrics(metrics: Mapping[str, Any]) -> list[Headline]:
@@ -238,8 +250,9 @@ def print_results(run: Evidence | Mapping[str, Any], console: Console | None = N
         facts.add_row("stage", Text(stage_sentence(stage)))
     console.print(facts)
     if isinstance(run, Evidence):
+        page = run.run_dir / "report.html"
         # Unwrapped, so that the path can be clicked and copied.
-        console.print(Text(f"report: {run.run_dir / 'report.html'}"), soft_wrap=True)
+        console.print(Text(f"report: {page}" if page.is_file() else f"run: {run.run_dir}"), soft_wrap=True)
 
 
 def _domain_table(results: Mapping[str, Any], title: Text) -> Table:

@@ -94,6 +94,24 @@ def test_wandb_without_an_account_is_offline_and_complete(tmp_path, capfd):
     assert {entry.path for entry in weights.manifest.contents} == {"weights.pt", "config.yaml"}
 
 
+def test_an_interrupted_run_goes_on_with_its_identity_and_its_whole_record(tmp_path):
+    rows = [{"stage": "cluster", "epoch": e, "step": 7 * (e + 1), "loss": 1.0 / (e + 1)} for e in range(3)]
+
+    def run(rows, error=None):
+        with loggers.open_loggers(settings(), tmp_path) as opened, loggers.logging_to(opened):
+            loggers.send_rows(rows)
+            if error:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        run(rows[:2], KeyboardInterrupt())
+    run([*rows[:2], *rows[1:]])  # what is trained once more is sent once
+    (first,), (second,) = recorded(tmp_path / "wandb/replaced"), recorded(tmp_path / "wandb")
+    assert first.run.run_id == second.run.run_id
+    assert (list(first.history), list(second.history)) == ([7, 14], [7, 14, 21])
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_the_same_run_with_each_epoch_once(tmp_path):
     folder = tmp_path / "run"
     settings = [
@@ -175,6 +193,16 @@ def test_a_run_goes_on_when_wandb_does_not(tmp_path, capfd):
             logger.log_metrics({"cluster/loss": 1.0}, step)
         loggers.send_results(logger, {"metrics": {"acc": 0.5}}, tmp_path)
     assert capfd.readouterr().err.count("nothing more is sent") == 1
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("disabled", False), ("offline", True)])
+def test_the_variable_of_wandb_says_what_is_kept(tmp_path, monkeypatch, capfd, mode, kept):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with loggers.open_loggers(settings(), tmp_path) as (logger,):
+        logger.log_metrics({"cluster/loss": 1.0}, 1)
+        loggers.send_results(logger, {"metrics": {"acc": 0.5}}, tmp_path)
+    assert capfd.readouterr().err == ""  # what was asked for is not told
+    assert [list(sent.history) for sent in recorded(tmp_path / "wandb")] == [[1, 2]] * kept
 
 
 @pytest.mark.parametrize("name", ["csv", "none"])

@@ -20,6 +20,7 @@ from scarcely.callbacks.history import read_rows
 from scarcely.errors import CheckpointError, UserError
 from scarcely.job import Job
 from scarcely.methods.base import TrainingError
+from scarcely.run import execute
 from tests import runs
 from tests.runs import (
     compose,
@@ -302,6 +303,15 @@ def hold_lock(folder):
 
 
 # Whole runs
+
+
+def test_without_a_report_nothing_is_drawn_and_all_else_is_there(tmp_path, capsys):
+    config = compose("fast=true", "pretext=none", "report=false", f"run_dir={tmp_path / 'run'}")
+    execute({**config, "command": ""}, "unused")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"results.json", "predictions.npz", "weights.pt", "config.yaml", "metrics.csv"} <= files
+    assert not {"report.html", "figures"} & files
+    assert f"run: {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

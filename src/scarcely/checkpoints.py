@@ -67,6 +67,40 @@ def _unreadable(path: Path) -> CheckpointError:
     )
 
 
+_OF_TRAINING = (
+    *("state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"),
+    "pytorch-lightning_version",
+)
+
+
+def check_last(path: Path, network: nn.Module) -> None:
+    """Look whether a checkpoint is one that the training of a network can go on from.
+
+    Args:
+        path: of ``last.ckpt``.
+        network: the whole method.
+
+    Raises:
+        CheckpointError: it is damaged, no checkpoint of a training, or of another network.
+    """
+    content = load(path)
+    missing = [key for key in _OF_TRAINING if not isinstance(content, Mapping) or key not in content]
+    state = {} if missing else content["state_dict"]
+    wanted = network.state_dict()
+    others = [k for k in wanted.keys() | state.keys() if _shape(wanted.get(k)) != _shape(state.get(k))]
+    if missing or others:
+        what = f"it has no {missing[0]}" if missing else f"{min(others)} is not as in this network"
+        raise CheckpointError(
+            f"{path} is no checkpoint that this stage could go on from: {what}",
+            where=str(path),
+            instead="the checkpoint that the run wrote; or none: without the file the stage begins anew",
+        )
+
+
+def _shape(tensor: Any) -> tuple[int, ...] | None:
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's checkpoints through `save` and `load`."""
 

@@ -6,11 +6,14 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from scarcely.errors import WriteError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AGAIN = "then the same command again (of train.py with resume=true: it goes on from the last checkpoint)"
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
@@ -35,7 +38,9 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
             if callable(content):
                 content(file)
             else:
-                file.write(content.encode() if isinstance(content, str) else content)
+                # names of files may be bytes that no encoding explains: they come out as they came in
+                text = isinstance(content, str)
+                file.write(content.encode(errors="surrogateescape") if text else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -45,15 +50,33 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
         cause = _failed_write(error)
         if cause is None:
             raise
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = cause.errno in _FULL
         kept = "; the previous one is whole" if path.is_file() else ""
         raise WriteError(
             f"could not write {path.name}: {'the disk is full' if full else cause.strerror or cause}{kept}",
             where=str(path.parent),
-            instead=f"{'free some space' if full else 'mend that'}, then the same command again "
-            "(of train.py with resume=true: it goes on from the last checkpoint)",
+            instead=f"{'free some space' if full else 'mend that'}, {_AGAIN}",
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Say that the disk is full where others than `write_atomically` meet it: a new folder, a logger.
+
+    Args:
+        folder: that is written to.
+
+    Raises:
+        WriteError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        place = str(error.filename or folder)
+        raise WriteError("the disk is full", where=place, instead=f"free some space, {_AGAIN}") from error
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from typing import Any
 
 import filelock
 
-from scarcely.errors import ConfigError, UserError
-from scarcely.files import write_atomically
+from scarcely.errors import ConfigError, DataError, UserError
+from scarcely.files import full_disk_told, write_atomically
 
 # settings that may differ between a run and its continuation
 FREE = {
@@ -26,7 +27,11 @@ FREE = {
     "logger",
     "embedding_size",
     "compare_kmeans",
+    "report",
 }
+
+
+FAILED = "failed.txt"  # why a run failed; gone once it goes on
 
 
 @dataclass
@@ -35,9 +40,12 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        data: settings of the data as the command gives them, before the data fill in what is left to them;
+            None: as they are when the folder is opened.
     """
 
     path: Path
+    data: dict[str, Any] | None = None
 
     @classmethod
     def choose(cls, config: dict[str, Any], name: str) -> RunFolder:
@@ -76,6 +84,7 @@ class RunFolder:
                 folder = following
         if folder.used and config["resume"]:
             folder._require_same(config)
+        folder.data = copy.deepcopy(config.get("data"))
         return folder
 
     @property
@@ -89,16 +98,34 @@ class RunFolder:
         return (self.path / "results.json").is_file()
 
     def results(self) -> dict[str, Any]:
-        """Return the content of results.json."""
-        return json.loads((self.path / "results.json").read_text())
+        """Return the content of results.json.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self.path / "results.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
+            raise DataError(
+                f"{path} is damaged: it holds no scores",
+                where=str(path),
+                instead="the same command without this file: the scores are made anew from the weights",
+            )
+        return content
 
     @contextlib.contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:
         """Make the folder, lock it, write the configuration.
 
         Raises:
-            UserError: the folder cannot be made, or another process runs in it.
+            UserError: the folder cannot be made, another process runs in it, or has done so since it was
+                chosen.
         """
+        if self.data is not None:
+            config = config | {"data": self.data}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / ".lock")
@@ -114,16 +141,30 @@ class RunFolder:
         try:
             from omegaconf import OmegaConf
 
+            if self.used and not config["resume"]:
+                raise ConfigError(
+                    f"another process has begun a run in {self.path} meanwhile",
+                    where="run_dir",
+                    instead="another run_dir, or resume=true to go on with that run",
+                )
+            if self.used:
+                self._require_same(config)  # it may have come since the folder was chosen
             text = OmegaConf.to_yaml(OmegaConf.create(config))
             write_atomically(self.path / "config.yaml", text)
-            yield
+            (self.path / FAILED).unlink(missing_ok=True)
+            try:
+                with full_disk_told(self.path):
+                    yield
+            except Exception as error:  # not Ctrl-C: such a run is interrupted
+                told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                with contextlib.suppress(UserError, OSError):  # the error itself may be a full disk
+                    write_atomically(self.path / FAILED, f"{told}\n".encode(errors="replace"))
+                raise
         finally:
             lock.release()
 
     def _require_same(self, config: dict[str, Any]) -> None:
-        from omegaconf import OmegaConf
-
-        before: Any = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        before = self._settings()
         then, now = (_flat({k: v for k, v in c.items() if k not in FREE}) for c in (before, config))
         differing = {k: None for k in (*then, *now) if then.get(k, _NONE) != now.get(k, _NONE)}
         if differing:
@@ -136,6 +177,23 @@ class RunFolder:
                 where="run_dir, resume",
                 instead="the same overrides as that run's, or another run_dir",
             )
+
+    def _settings(self) -> dict[str, Any]:
+        from omegaconf import OmegaConf
+        from yaml import YAMLError
+
+        path = self.path / "config.yaml"
+        try:
+            content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        except (OSError, ValueError, YAMLError):
+            content = None
+        if not isinstance(content, dict) or not content:
+            raise DataError(
+                f"{path} is damaged: the settings of the run cannot be read",
+                where=str(path),
+                instead="another run_dir",
+            )
+        return content
 
 
 _NONE = "not there"

@@ -375,7 +375,8 @@ def _finish(
         "environment": config["environment"],
         **({} if counted is None else {"class_count": counted}),
     }
-    _report(config, folder, data, results, outcome.shown)
+    if config["report"]:
+        _report(config, folder, data, results, outcome.shown)
     for logger in loggers:
         send_results(logger, results, folder)
     # last of all: a folder with results.json is finished

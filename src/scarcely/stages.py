@@ -330,6 +330,8 @@ def train(
             benchmark=accelerator == "cuda",
         )
         last = folder / "last.ckpt"
+        if last.is_file():
+            checkpoints.check_last(last, method)
         try:
             trainer.fit(method, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         except SystemExit as error:  # Lightning's end after Ctrl-C (code 1) or SIGTERM (code 0: as if done)

@@ -59,8 +59,10 @@ class WandbRun(Logger):
         super().__init__()
         self.run, self.upload_weights = run, upload_weights
         self._stage, self._before, self._step = "", 0, 0
-        # of a run that goes on: the server's summary has the last of everything
-        self._there = dict(run.summary) if run.resumed else {}
+        # what the server has of a run that goes on: the steps below the one that it names; if it names none,
+        # at least what its summary has as the last of everything, which may lag behind
+        self._known = run.starting_step if run.resumed else 0
+        self._there = dict(run.summary) if run.resumed and not self._known else {}
         self._lost = False
 
     @property
@@ -88,7 +90,7 @@ class WandbRun(Logger):
         if step < self._step:  # of an epoch that is trained once more after an interruption
             return
         self._step = step
-        if step > self._there.get(f"{stage}/step", 0):
+        if self._before + step >= self._known and step > self._there.get(f"{stage}/step", 0):
             self._send({**metrics, f"{stage}/step": step}, self._before + step)
 
     def log_rows(self, rows: Sequence[Row]) -> None:
@@ -119,7 +121,7 @@ class WandbRun(Logger):
                 cells = [[row.get(key) for key in columns] for row in domains]
                 content["report/domain-table"] = wandb.Table(columns, cells, allow_mixed_types=True)
             # always sent, as one row: of an earlier attempt pictures may have been lost on the way
-            self._send(content, max(self._before + self._step + 1, self.run.starting_step))
+            self._send(content, max(self._before + self._step + 1, self._known))
             if self.upload_weights:
                 self._upload(results, folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scarcely.errors import UserError
+from scarcely.errors import UserError, WriteError
+from scarcely.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from scarcely.job import Job
@@ -28,7 +30,7 @@ def write_job(folder: Path, job: Job, accelerator: str, earlier: list[Any]) -> N
     for left in folder.glob("error-*.json"):
         left.unlink()
     content = {"job": asdict(job), "accelerator": accelerator, "earlier": earlier}
-    (folder / JOB_FILE).write_text(json.dumps(content))
+    write_json(folder / JOB_FILE, content)
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -46,7 +48,7 @@ def raise_error(folder: Path, world: int, stage: str) -> None:
     """Raise what ended the ranks: one that the user can mend, if any is.
 
     Raises:
-        UserError: a rank raised one.
+        UserError: a rank raised one, or the disk is too full for what it had to say.
         RuntimeError: none did; the traceback of each rank is on stderr.
     """
     files = [error_file(folder, rank) for rank in range(world)]
@@ -56,6 +58,8 @@ def raise_error(folder: Path, world: int, stage: str) -> None:
             raise UserError(error["what"], where=error["where"], instead=error["instead"])
     for error in errors:
         print(error["traceback"], file=sys.stderr)
+    if not errors:  # for want of room to say so?
+        write_atomically(folder / "room", bytes(1 << 16)).unlink()
     above = "its traceback is above" if errors else "it was killed, or crashed outside of Python"
     raise RuntimeError(f"a process of stage {stage} ended with an error; {above}")
 
@@ -88,9 +92,8 @@ def main(folder: Path) -> int:
 
 
 def _report(folder: Path, rank: int, content: dict[str, Any]) -> None:
-    beside = folder / f".error-{rank}.part"
-    beside.write_text(json.dumps(content))
-    beside.replace(error_file(folder, rank))
+    with contextlib.suppress(WriteError):  # the launcher finds out why there is no word
+        write_json(error_file(folder, rank), content)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scarcely.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "data"
 SHAPES = {
+    "arrays": (32, 32, 3),
     "voc": (224, 224, 3),
     "coco": (224, 224, 3),
     "objects": (224, 224, 3),
@@ -59,7 +60,7 @@ def test_every_argument_has_a_key_and_every_key_its_reason(module):
 
 
 def test_data_that_nobody_can_download_are_asked_for_at_once(module):
-    if module.name in ("imagefolder", "voc", "coco", "objects", "imagenet", "tfidf", "reuters10k"):
+    if module.name in ("imagefolder", "voc", "coco", "objects", "imagenet", "tfidf", "reuters10k", "arrays"):
         with pytest.raises(DataError) as error:
             module.check()
         assert error.value.where == "data.root"

@@ -11,19 +11,30 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from scarcely.errors import DataError
 from scarcely.files import write_atomically
 
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a metrics.csv; numbers as numbers, empty cells left out."""
+    """Return the rows of a metrics.csv; numbers as numbers, empty cells left out.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {k: _number(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)
-        ]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is damaged: {error}",
+            where=str(path),
+            instead="the same command without this file: what it said of earlier epochs is lost",
+        ) from error
+    return [{k: _number(v) for k, v in row.items() if k is not None and v not in ("", None)} for row in rows]
 
 
 def _number(text: str) -> Any:

@@ -61,10 +61,33 @@ def check(config: dict[str, Any]) -> None:
     problems += [p for p in _components(config) if p.where not in told]
     if not problems:  # combinations are only worth a look once each value is sound
         problems = list(_combinations(config))
+    _tell(problems)
+
+
+def check_structure(method: dict[str, Any], name: str = "method") -> None:
+    """Look whether those settings of a method that say which stages there are can be read at all.
+
+    Args:
+        method: its configuration, before the stages are put together.
+        name: of the method's settings: ``method``, or ``stages.NAME``.
+
+    Raises:
+        ConfigError: one that names everything wrong in them.
+    """
+    branches = {name: method}
+    branches |= {f"{name}.{k}": v for k in schema.BRANCHES if isinstance(v := method.get(k), dict)}
+    problems: list[ConfigError] = []
+    for where, branch in branches.items():
+        given = {key: branch[key] for key in schema.STRUCTURE if branch.get(key) is not None}
+        problems += _values(where, given, schema.METHOD_KEYS, set())
+    _tell(problems)
+
+
+def _tell(problems: list[ConfigError]) -> None:
+    """Raise what is wrong, if anything is, as one error."""
+    if len(problems) == 1:
+        raise problems[0]
     if problems:
-        first = problems[0]
-        if len(problems) == 1:
-            raise first
         raise ConfigError(
             f"{len(problems)} things are wrong in the configuration:\n\n" + "\n\n".join(map(str, problems))
         )
@@ -494,6 +517,10 @@ def _cycles(where: str, method: dict[str, Any], config: dict[str, Any]) -> Itera
         )
 
 
+_PLACES = ("run_dir", "output_dir", "cache_dir")
+_DATA_PLACES = ("root", "labelled", "unlabelled", "labels_file")
+
+
 def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
     given = [(start_of(config), config["ckpt"])]
     given += [("pretext", s["checkpoint"]) for s in config["plan"] if s["method"] is None]
@@ -506,8 +533,13 @@ def _paths(config: dict[str, Any]) -> Iterator[ConfigError]:
                 where=key,
                 instead="a checkpoint file, or the folder of a run",
             )
-    for key in ("run_dir", "output_dir", "cache_dir"):
-        if config[key] is None:
+    places = {start_of(config): config["ckpt"]} | {key: config[key] for key in _PLACES}
+    places |= {f"data.{key}": config["data"].get(key) for key in _DATA_PLACES}
+    for key, value in places.items():
+        if value == "":  # as a path it would be the folder that one is in: of a variable that is not set
+            yield ConfigError(f"{key} is empty", where=key, instead=f"{key}=PATH, or leave it out")
+    for key in _PLACES:
+        if not config[key]:
             continue
         path = Path(config[key]).expanduser().absolute()
         obstacle = next((p for p in [path, *path.parents] if p.exists()), None)

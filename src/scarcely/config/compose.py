@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scarcely.config.check import gives_weights, is_path, suggest
+from scarcely.config.check import check_structure, gives_weights, is_path, suggest
 from scarcely.config.paths import conf_dir
 from scarcely.config.signature import constant_of
 from scarcely.errors import ConfigError
@@ -23,6 +23,7 @@ SILENT = (
     "cache_dir",
     "embedding_size",
     "compare_kmeans",
+    "report",
     "logger",
     "hydra",
 )
@@ -64,6 +65,7 @@ def finalize(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
     method = config["method"]
     if not isinstance(method, dict):
         raise ConfigError(f"method = {method!r} is no method", where="method", instead="method=lsdc")
+    check_structure(method)
     own = _said_of_method(given, choices)
     if _discovers(config["data"]):
         method |= {k: v for k, v in (method.get("discovery") or {}).items() if k not in own}
@@ -344,6 +346,7 @@ def _earlier(
     if isinstance(given, dict):  # anything else is told by the check
         given = given if of is None else {k: v for k, v in given.items() if k in method}
         _merge(method, {k: v for k, v in given.items() if v is not None or k not in SHORT})
+    check_structure(method, f"stages.{name}")
     _shorten(config, method)
     return method
 
@@ -407,5 +410,5 @@ def without_recipe(config: Mapping[str, Any]) -> bool:
 def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """Name a run by what shapes it: ``lsdc-digits/1a2b3c4d-seed0``; no clock, the same in every process."""
     shaping = sorted(f"{k}={v}" for k, v in _given(overrides).items() if not k.startswith((*SILENT, "seed")))
-    digest = hashlib.blake2b("\n".join(shaping).encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b("\n".join(shaping).encode(errors="surrogateescape"), digest_size=4).hexdigest()
     return f"{config['method']['name']}-{config['data']['name']}/{digest}-seed{config['seed']}"

@@ -27,6 +27,7 @@ class Root:
     resume: bool
     fast: bool
     compare_kmeans: bool
+    report: bool
     min_matched: Annotated[float, Range(low=0, high=1)]
     embedding_size: NonNegativeInt
     run_dir: str | None

@@ -180,7 +180,8 @@ class _Object(NamedTuple):
 def _object(entry: dict[str, Any], name: str, size: tuple[int, int], where: str) -> _Object:
     outline = _outline(entry.get("segmentation"), size, where)
     box = entry["bbox"]
-    if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+    # Larger whole numbers than any float can be written too.
+    if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < 2**31 for side in box):
         raise DataError(f"bbox is {str(box)[:80]}", where=where, instead="[x, y, width, height] in pixels")
     x, y, width, height = box
     if outline is not None:  # the release has a sliver or two whose box is flat
@@ -218,7 +219,7 @@ def _outline(segmentation: Any, size: tuple[int, int], where: str) -> _Outline |
 def _polygon(numbers: Any, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         flat = np.array(numbers, dtype=np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise _no_segmentation(numbers, where) from error
     if flat.ndim != 1 or len(flat) < 4 or len(flat) % 2 or not np.isfinite(flat).all():
         raise _no_segmentation(numbers, where)

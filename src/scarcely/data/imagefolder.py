@@ -438,7 +438,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}", where="data.root") from error
+        raise _closed(folder, error) from error
     return sorted(visible, key=lambda entry: entry.name)
 
 
@@ -477,8 +477,19 @@ def _walk(folder: str | Path, prefix: str, seen: set[tuple[int, int]]) -> Iterat
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    stat = os.stat(folder)
+    try:
+        stat = os.stat(folder)
+    except OSError as error:
+        raise _closed(folder, error) from error
     return stat.st_dev, stat.st_ino
+
+
+def _closed(folder: str | Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot read the folder {folder}: {error.strerror}",
+        where="data.root",
+        instead="a folder that can be read, and all that lie below it",
+    )
 
 
 def _too_few(folder: Path, count: int, skipped: int = 0) -> DataError:

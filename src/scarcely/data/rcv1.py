@@ -38,9 +38,9 @@ def build(folder: Path, file: Path, seed: int = 0, documents: int = DOCUMENTS, t
     have length √terms. A random subset of those that have any of these terms is written.
 
     Args:
-        folder: with ``lyrl2004_tokens_*.dat`` and ``rcv1-v2.topics.qrels`` (Lewis et al., 2004: stems, no
-            stop words), plain or as ``.gz``; or the stories as Reuters gave them out, ``*newsML.xml`` below it
-            or in ``*.zip``: their headlines and texts without English stop words.
+        folder: with ``lyrl2004_tokens_*.dat`` and ``rcv1-v2.topics.qrels`` (Lewis et al., 2004: stems,
+            stop words left out), plain or as ``.gz``; or the stories as Reuters gave them out,
+            ``*newsML.xml`` below it or in ``*.zip``: their headlines and texts without English stop words.
         file: to write.
         seed: of the subset.
         documents, terms: how many; fewer documents if there are not so many.

@@ -246,7 +246,7 @@ def read_labelled(
     """
     where = "data.labels_file"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
         found = [(int(row["index"]), row["class"], row.get("file")) for row in rows]
     except OSError as error:

@@ -195,7 +195,7 @@ def _read(file: Path) -> tuple[Any, np.ndarray, tuple[str, ...]]:
             matrix = scipy.sparse.load_npz(file).tocsr()
         except Exception as error:  # whatever the constructors of scipy raise
             raise _unreadable(file, error) from error
-        labels, classes = _from_arrays(file, arrays, matrix.shape[0])
+        labels, classes = labels_of(file, arrays, matrix.shape[0])
     else:
         from sklearn.datasets import load_svmlight_file
 
@@ -211,7 +211,17 @@ def _read(file: Path) -> tuple[Any, np.ndarray, tuple[str, ...]]:
     return matrix, labels, classes
 
 
-def _from_arrays(file: Path, arrays: dict[str, np.ndarray], rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def labels_of(file: Path, arrays: dict[str, np.ndarray], rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels (N,) int64, -1 where unknown, and the classes, of the arrays ``labels`` and ``classes``.
+
+    Args:
+        file: where they are from, for the messages.
+        arrays: what it holds; both may be absent.
+        rows: N.
+
+    Raises:
+        DataError: they do not fit together, or not the rows.
+    """
     labels = arrays.get("labels")
     classes = tuple(str(name) for name in arrays.get("classes", np.empty(0, np.str_)))
     if labels is None:

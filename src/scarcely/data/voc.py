@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Literal, Unpack
 from xml.etree import ElementTree
@@ -37,6 +38,7 @@ CLASSES = (
 )
 """In the order of the challenge."""
 
+_LONGEST = 250  # bytes of a name, that with its ending a file may have
 _LAYOUT = "ROOT/VOCdevkit/VOC2007, ROOT/VOC2007 or ROOT with ImageSets/Main, Annotations and JPEGImages in it"
 
 
@@ -236,6 +238,12 @@ def _read_list(path: Path) -> list[str]:
                 f"line {number} is {name!r}: the list is of one class",
                 where=str(path),
                 instead="the list of all classes, a name a line",
+            )
+        if "/" in name or len(os.fsencode(name)) > _LONGEST:
+            raise DataError(
+                f"line {number} is no name of an image: {name[:80]!r}",
+                where=str(path),
+                instead="the name of its file without the ending, a name a line",
             )
         if name in seen:
             raise DataError(

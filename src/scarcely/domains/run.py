@@ -77,7 +77,8 @@ def train_domains(
             "command": config["command"],
             "environment": config["environment"],
         }
-        write_report(Evidence.load(folder.path, results=results))
+        if config["report"]:
+            write_report(Evidence.load(folder.path, results=results))
         for logger in loggers:
             send_results(logger, results, folder.path)
         write_json(folder.path / "results.json", results)

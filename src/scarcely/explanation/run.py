@@ -83,7 +83,8 @@ def explain(config: dict[str, Any], folder: RunFolder, data: Any, accelerator: s
                 "std": list(session.images.std),
             },
         }
-        write_report(Evidence.load(folder.path, results=results))
+        if config["report"]:
+            write_report(Evidence.load(folder.path, results=results))
         for logger in loggers:
             send_results(logger, results, folder.path)
         write_json(folder.path / "results.json", results)  # last of all: the run is finished

@@ -189,7 +189,7 @@ def test_a_run_whose_checkpoint_cannot_be_written_ends_with_one_message_and_goes
     assert "resume=true" in process.output
     assert "Traceback" not in process.output
     left = {p.name for p in folder.rglob("*") if p.is_file()}
-    assert left == {".lock", "config.yaml", "metrics.csv"}
+    assert left == {".lock", "config.yaml", "metrics.csv", "failed.txt"}
     # with room again
     process = start_run(folder, *arguments, "resume=true")
     assert process.wait() == 0, process.output

@@ -36,6 +36,7 @@ def trained(name: str, folder, *overrides: str) -> dict:
 )
 def test_compiled_and_plain_trainings_end_alike(name, tmp_path, without_compiler):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     plain, compiled = (
         trained(name, tmp_path / str(given), f"trainer.compile={given}")["state_dict"]
         for given in (False, True)

@@ -158,6 +158,7 @@ def test_a_program_takes_batches_of_any_size_and_nothing_but_its_own_kind_of_ima
             run(folder, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kmeans", pytest.param("dtc", marks=pytest.mark.slow)])
 def test_distances_are_exported_for_batches_of_any_size(root, tmp_path, method):
     known = ["data.labelled_classes=[0,2,4,6,8]"] if method == "dtc" else []
@@ -185,6 +186,7 @@ def test_vectors_are_taken_as_they_are(root, tmp_path):
 # -- heads ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_head_of_a_discovery_can_be_had(discovery, tmp_path):
     images = images_of(6, 1, 8)
     method, content = load_run(str(discovery))
@@ -201,6 +203,7 @@ def test_each_head_of_a_discovery_can_be_had(discovery, tmp_path):
         np.testing.assert_allclose(run_torch(tmp_path / head, images)[0], logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bare_checkpoint_has_no_old_head(discovery, tmp_path, capsys):
     (tmp_path / "weights.pt").write_bytes((discovery / "weights.pt").read_bytes())
     for head in ("old", "all"):
@@ -219,6 +222,7 @@ def test_a_stage_that_saw_known_classes_alone_has_their_names(discovery, root, t
 # -- domains --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_domain_is_a_plain_network_that_says_what_the_adapted_one_does(domains, tmp_path):
     formats = "torch" if domains.name == "series_adapters" else FORMATS  # ONNX takes seconds
     assert main([f"ckpt={domains}", f"out={tmp_path / 'out'}", "domain=signs", f"formats={formats}"]) == 0
@@ -271,6 +275,7 @@ def count_plain(method):
     return sum(isinstance(module, nn.Conv2d) for module in method.backbone.network.modules())
 
 
+@pytest.mark.slow
 def test_a_run_over_domains_asks_for_one_of_them(domains, lsdc, tmp_path, capsys):
     for ckpt, domain, told in (
         (domains, "", "holds a network for each domain"),

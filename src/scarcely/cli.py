@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -207,6 +208,8 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     return prepared
 
 
+# what is no option of a group: Hydra takes names alone
+_NO_NAME = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?|true|false|[-+]?nan|[-+]?inf", re.IGNORECASE)
 # options of Hydra that no value follows
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve", "--version", "--hydra-help", "--shell-completion"}
 # settings that are paths, whatever they look like: run_dir=3 is a folder
@@ -265,7 +268,14 @@ def _refuse_no_option(argument: str) -> None:
     from scarcely.config.help import options_of
 
     group, _, value = argument.partition("=")
-    if _group(argument) and (value in ("", "null") or value[0] in "[{"):
+    no_name = value in ("", "null") or value[0] in "[{" or _NO_NAME.fullmatch(value)
+    if group == "stages" and no_name:
+        raise ConfigError(
+            f"stages = {value or 'nothing'} is not possible",
+            where="stages",
+            instead="stages.NAME.epochs=50 and the like",
+        )
+    if _group(argument) and no_name:
         leave_out = group in ("experiment", "recipe")
         raise ConfigError(
             f"{group}={value} chooses nothing",
@@ -299,9 +309,27 @@ def _told(error: Exception) -> Exception:
         cause = cause.__cause__
     if isinstance(cause, UserError):
         return cause
+    if too_large := _too_large(error):
+        return too_large
     if isinstance(error, InstantiationException):
         return error  # a crash in a constructor
     return explain(error) if isinstance(error, HydraException | OmegaConfBaseException) else error
+
+
+def _too_large(error: Exception) -> UserError | None:
+    """Return what to say where something as large as the settings ask for does not fit into memory."""
+    if "torch" not in sys.modules:
+        return None
+    from scarcely import memory
+
+    device = memory.full(error)
+    if device is None:
+        return None
+    return memory.OutOfMemory(
+        f"out of memory {device}",
+        where="backbone, data, method",
+        instead="smaller sizes; HYDRA_FULL_ERROR=1 shows what did not fit",
+    )
 
 
 def _mendable(message: str, wants_traceback: bool) -> int:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from scarcely.errors import WriteError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _AGAIN = "then the same command again (of train.py with resume=true: it goes on from the last checkpoint)"
 
 
@@ -39,8 +39,8 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
                 content(file)
             else:
                 # names of files may be bytes that no encoding explains: they come out as they came in
-                text = isinstance(content, str)
-                file.write(content.encode(errors="surrogateescape") if text else content)
+                raw = content.encode(errors="surrogateescape") if isinstance(content, str) else content
+                file.write(raw)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
         cause = _failed_write(error)
         if cause is None:
             raise
-        full = cause.errno in _FULL
+        full = cause.errno in FULL
         kept = "; the previous one is whole" if path.is_file() else ""
         raise WriteError(
             f"could not write {path.name}: {'the disk is full' if full else cause.strerror or cause}{kept}",
@@ -73,7 +73,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         place = str(error.filename or folder)
         raise WriteError("the disk is full", where=place, instead=f"free some space, {_AGAIN}") from error

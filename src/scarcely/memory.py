@@ -9,7 +9,10 @@ import torch
 
 from scarcely.errors import UserError
 
-_ON_THE_CPU = "DefaultCPUAllocator: can't allocate memory"
+_ON_THE_CPU = (
+    *("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed"),
+    "Trying to create tensor with negative dimension",  # a size beyond 64 bits
+)
 
 
 class OutOfMemory(UserError):
@@ -31,17 +34,17 @@ def told(what: str, *, where: str, instead: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        device = _full(error)
+        device = full(error)
         if device is None:
             raise
         raise OutOfMemory(f"out of memory {device}: {what}", where=where, instead=instead) from error
 
 
-def _full(error: BaseException) -> str | None:
+def full(error: BaseException) -> str | None:
     """Return which memory an error says is full, in words; None if it is another error."""
     if isinstance(error, torch.OutOfMemoryError):
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         return f"on the GPU, which has {total / 2**30:.0f} GiB"
-    if isinstance(error, MemoryError) or _ON_THE_CPU in str(error):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _ON_THE_CPU):
         return "of the machine"
     return None

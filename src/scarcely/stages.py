@@ -33,8 +33,8 @@ from scarcely.config.schema import METHOD_KEYS
 from scarcely.config.signature import constant_of, signature_of
 from scarcely.data.module import DataModule
 from scarcely.data.objects import ObjectImages
-from scarcely.errors import DataError, UserError
-from scarcely.files import remove_parts
+from scarcely.errors import DataError, UserError, WriteError
+from scarcely.files import FULL, remove_parts
 from scarcely.job import Job
 from scarcely.launch import launch
 from scarcely.loggers import current_loggers, send_rows
@@ -456,13 +456,20 @@ def cached_stage(
     folder = cache / "stages" / key
     if _is_finished(job, folder):
         return _found(job, folder, key)
-    folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
         print(f"{job.name}: another run trains the same stage; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
+    except OSError as error:
+        full = error.errno in FULL
+        raise WriteError(
+            f"cannot write to the cache {cache}: {'the disk is full' if full else error.strerror}",
+            where="cache_dir",
+            instead="cache_dir=FOLDER, or the variable SCARCELY_CACHE, on a disk with room and open to you",
+        ) from error
     try:
         if _is_finished(job, folder):
             return _found(job, folder, key)

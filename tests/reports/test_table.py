@@ -84,6 +84,7 @@ def test_every_metric_that_the_design_names_is_explained():
 
 
 def test_terminal_shows_scores_beside_the_baseline_and_ends_with_the_report(tmp_path):
+    (tmp_path / "report.html").touch()
     text = printed(digits_run(tmp_path))
     acc = next(line for line in text.splitlines() if "ACC" in line)
     assert acc.index("93.4 %") < acc.index("79.1 %")
@@ -95,6 +96,11 @@ def test_terminal_shows_scores_beside_the_baseline_and_ends_with_the_report(tmp_
 
 def test_the_place_of_the_report_is_not_broken_into_lines(tmp_path):
     folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    assert printed(digits_run(folder), width=40).splitlines()[-1] == f"run: {folder}", (
+        "there is no report yet"
+    )
+    (folder / "report.html").touch()
     assert printed(digits_run(folder), width=40).splitlines()[-1] == f"report: {folder / 'report.html'}"
 
 

@@ -51,7 +51,7 @@ class Trainer:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     compile: bool
     sync_batchnorm: bool
-    threads: NonNegativeInt
+    threads: Annotated[int, Range(low=0, high=4096)]
     gradient_clip: Annotated[float, Range(above=0)] | None
     log_every: PositiveInt
 

@@ -25,6 +25,7 @@ from scarcely import spec
 
 _ANY = Any
 _DEFINITION = ast.ClassDef | ast.FunctionDef
+LARGEST = 2**53  # of whole numbers: what is larger overflows somewhere below Python
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -391,7 +392,7 @@ def mismatch(value: Any, annotation: Any) -> bool:
     if annotation is bool:
         return not isinstance(value, bool)
     if annotation is int:
-        return isinstance(value, bool) or not isinstance(value, int)
+        return isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST
     if annotation is float:
         finite = isinstance(value, int | float) and value == value and abs(value) != float("inf")
         return isinstance(value, bool) or not finite

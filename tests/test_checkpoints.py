@@ -179,6 +179,7 @@ def limited_run(size: int, folder: Path, arguments: list[str]) -> int:
     return command_line([*TINY, f"run_dir={folder}", *arguments])
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoint_cannot_be_written_ends_with_one_message_and_goes_on_later(tmp_path):
     folder = tmp_path / "run"
     arguments = ["pretext=none", "epochs=2", f"cache_dir={tmp_path / 'cache'}"]

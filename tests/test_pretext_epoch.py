@@ -75,6 +75,7 @@ def test_the_weights_after_each_epoch_are_those_of_a_stage_that_ends_there(tmp_p
     assert not (long / "weights-epoch3.pt").exists()
 
 
+@pytest.mark.slow
 def test_they_are_the_same_after_a_resume(tmp_path):
     settings = ["method=rotnet", "epochs=6", "method.keep=[1,3,5]"]
     whole = start_run(tmp_path / "whole", *settings)

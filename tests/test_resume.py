@@ -111,6 +111,7 @@ def test_killed_at_more_random_moments(uninterrupted, tmp_path, seed):
     assert_as_uninterrupted(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_terminated_and_interrupted_from_the_keyboard(uninterrupted, tmp_path):
     moment = random.Random(1)
     for stage, number in (("pretext", signal.SIGINT), ("cluster", signal.SIGTERM)):

@@ -110,6 +110,7 @@ def uninterrupted(tmp_path_factory):
     return snapshots_of(root / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [2, 6], ids=["before the middle", "after it"])
 def test_a_killed_run_ends_with_the_snapshots_of_one_that_was_not(uninterrupted, tmp_path, epochs):
     settings = (*RUN, f"cache_dir={tmp_path / 'cache'}", "resume=true")

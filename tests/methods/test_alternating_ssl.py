@@ -270,6 +270,7 @@ def test_hidden_labels_shape_nothing_but_scores(whole, tmp_path):
     assert first["pseudo/labels_accuracy"] != second["pseudo/labels_accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(data, tmp_path):
     """Frozen in eval mode: BatchNorm's statistics are otherwise those of a rank's own samples."""
     one = job(data=data)

@@ -22,7 +22,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 
 import scarcely
-from scarcely import api
 from scarcely.data.array_file import ArrayFile
 from scarcely.errors import ConfigError, DataError, UserError
 from scarcely.metrics import ClusterAccuracy
@@ -252,7 +251,7 @@ def test_ranking_statistics_discovers_the_digits():
     ],
 )
 def test_samples_that_cannot_be_learnt_from_are_told_before_anything_is_composed(samples, told, monkeypatch):
-    monkeypatch.setattr(api, "_composed", None)
+    monkeypatch.setattr("scarcely.api.base.composed", None)
     with pytest.raises(ValueError, match=told) as error:
         scarcely.Clusterer(10).fit(samples)
     assert isinstance(error.value, DataError)

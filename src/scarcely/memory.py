@@ -9,10 +9,7 @@ import torch
 
 from scarcely.errors import UserError
 
-_ON_THE_CPU = (
-    *("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed"),
-    "Trying to create tensor with negative dimension",  # a size beyond 64 bits
-)
+_ON_THE_CPU = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
 
 
 class OutOfMemory(UserError):

@@ -72,7 +72,7 @@ def test_every_measure_gives_complete_rows_in_table_and_json():
     assert content["processor"]
     assert content["usable_cores"] >= 1
     printed = io.StringIO()
-    print_table(content, Console(file=printed, width=250))
+    print_table(content, Console(file=printed, width=500))
     for row in rows:
         assert row.name in printed.getvalue()
 

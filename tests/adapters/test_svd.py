@@ -33,6 +33,7 @@ def test_the_approximation_is_the_principal_one(domains, rows, columns, rank):
     beta, gammas = joint_svd(alphas, rank)
     assert beta.shape == (rows, rank)
     assert [tuple(gamma.shape) for gamma in gammas] == [(columns, rank)] * domains
+    assert all(factor.is_contiguous() for factor in (beta, *gammas)), "as in a file: a resume changes no bit"
     for gamma, expected in zip(gammas, oracle.principal_factors(alphas, rank)):
         torch.testing.assert_close(beta @ gamma.T, expected)
 

@@ -67,10 +67,14 @@ class Decomposition:
         return len(self.sigma)
 
     def factors(self, rank: int) -> tuple[Tensor, list[Tensor]]:
-        """Return β (C_out, K) and the T matrices γ (C_in, K)."""
+        """Return β (C_out, K) and the T matrices γ (C_in, K), in rows, as they come back from a file.
+
+        Products of the same numbers in another order in memory differ in their last bits.
+        """
         check_rank(rank, self.full_rank)
         beta = self.u[:, :rank] * self.sigma[:rank]
-        return beta.to(self.dtype), [v[:, :rank].to(self.dtype, copy=True) for v in self.v]
+        rows = {"dtype": self.dtype, "memory_format": torch.contiguous_format, "copy": True}
+        return beta.to(**rows), [v[:, :rank].to(**rows) for v in self.v]
 
     def error(self, rank: int) -> float:
         """Return Σ_t ‖α_t − β γ_tᵀ‖², the sum of the squared singular values left out."""

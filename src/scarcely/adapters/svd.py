@@ -73,8 +73,9 @@ class Decomposition:
         """
         check_rank(rank, self.full_rank)
         beta = self.u[:, :rank] * self.sigma[:rank]
-        rows = {"dtype": self.dtype, "memory_format": torch.contiguous_format, "copy": True}
-        return beta.to(**rows), [v[:, :rank].to(**rows) for v in self.v]
+        matrices = (beta, *self.v[..., :rank])
+        beta, *gammas = (m.to(self.dtype, copy=True, memory_format=torch.contiguous_format) for m in matrices)
+        return beta, gammas
 
     def error(self, rank: int) -> float:
         """Return Σ_t ‖α_t − β γ_tᵀ‖², the sum of the squared singular values left out."""

@@ -33,7 +33,7 @@ for axis, image, name in zip(axes[0], shown, classifier.predict(shown), strict=T
     axis.set_title(f"says {name}", fontsize=9)
 for row, layer in zip(axes[1:], layers, strict=True):
     for axis, saliency in zip(row, maps[layer], strict=True):
-        axis.imshow(saliency, cmap="magma")
+        axis.imshow(saliency.numpy(), cmap="magma")
 for axis in axes.flat:
     axis.axis("off")
 figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "saliency.png")

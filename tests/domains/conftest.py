@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.domains.runs import METHODS, run, write_release
 
@@ -25,9 +27,16 @@ def images(cache, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def runs(root, cache, tmp_path_factory) -> dict[str, tuple[Path, dict]]:
-    """Every method once."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCARCELY_CACHE", str(cache / "images"))
-        return {method: (folder / method, run(folder / method, root, cache, method)) for method in METHODS}
+def runs(root, cache, tmp_path_factory, worker_id) -> dict[str, tuple[Path, dict]]:
+    """Every method once, by the first worker that asks for it."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "domains"
+    folder.mkdir(exist_ok=True)
+    done = folder / "results.json"
+    with FileLock(folder / ".lock"):
+        if not done.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SCARCELY_CACHE", str(cache / "images"))
+                results = {method: run(folder / method, root, cache, method) for method in METHODS}
+            done.write_text(json.dumps(results))
+    return {method: (folder / method, found) for method, found in json.loads(done.read_text()).items()}

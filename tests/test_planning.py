@@ -197,6 +197,14 @@ def test_a_plan_of_nothing_is_refused(tmp_path):
         make_plan(config, "cpu")
 
 
+def test_a_classifier_that_is_trained_to_be_explained_has_a_plan():
+    shapes = ("data=shapes", "data.image_size=64", "data.train_images=30", "data.test_images=4", *IMAGES)
+    given = ("method=normgrad", *shapes, "stages.multilabel.epochs=3", "stages.multilabel.batch_size=8")
+    (classifier,) = planned(*given, base=()).stages
+    assert (classifier.name, classifier.samples, classifier.steps) == ("multilabel", 30, 9)
+    assert classifier.cost.seconds > 0
+
+
 @pytest.mark.parametrize(
     ("count", "told"), [(0, "0 B"), (999, "999 B"), (999.7, "1 kB"), (3.2e6, "3.2 MB"), (1.83e11, "183 GB")]
 )

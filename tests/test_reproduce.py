@@ -22,6 +22,7 @@ from scarcely.reproduce import (
     write,
     write_page,
 )
+from tests.reports.saliency_runs import METHODS, saliency_run, scores
 
 TABLE = Experiment(
     "lsdc/table2_cifar10", "LSD-C table 2: CIFAR-10", {"acc": 0.817, "std": 0.009}, "0,1,2,3,4,5,6,7,8,9"
@@ -89,6 +90,19 @@ def test_a_line_has_the_mean_over_seeds_and_all_that_makes_it_believable(tmp_pat
     (line,) = look(TABLE, tmp_path / "0")
     assert math.isnan(line.std), "one run has no deviation"
     assert look(TABLE, tmp_path / "nowhere") == []
+
+
+def test_of_the_hundreds_of_scores_of_saliency_runs_a_few_are_kept(tmp_path):
+    saliency_run(tmp_path / "0", maps={}, metrics=scores() | {"test/map": 0.93})
+    saliency_run(tmp_path / "1", maps={}, metrics=scores(better=0.02), seed=1)
+    lines = {line.metric: line for line in look(OURS, tmp_path)}
+    assert set(lines) == {
+        *("test/map", "pointing/center/all"),
+        *(f"pointing/{m}/{at}/all" for m in METHODS for at in ("layer4", "combined-product-uniform")),
+        *(f"pointing/{m}-meta/layer4/all" for m in METHODS[:2]),
+    }
+    best = lines["pointing/grad_cam/layer4/all"]
+    assert (best.n, best.mean, best.std) == pytest.approx((2, 0.84, 0.02 / 2**0.5))
 
 
 def test_runs_of_other_settings_are_a_line_of_their_own(tmp_path):

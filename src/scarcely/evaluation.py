@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,27 @@ def precision_scores(predictions: Predictions, targets: Tensor, classes: Sequenc
     precisions = metric.compute().reshape(-1)
     named = {f"ap/{name}": float(value) for name, value in zip(classes, precisions, strict=True)}
     return {"map": float(precisions.nanmean()), **named}
+
+
+def classifier_score(
+    method: Method, data: ObjectImages, settings: Mapping[str, Any], device: torch.device
+) -> dict[str, float]:
+    """Return the score of a classifier on the test part: ``test/map`` where an image has several labels.
+
+    Args:
+        method: the classifier, on the device.
+        data: with a test part.
+        settings: of the method.
+        device: where it is.
+
+    Returns:
+        ``test/map``, or ``test/accuracy`` of a method that knows one class an image.
+    """
+    size = 2 * int(settings["batch_size"])
+    found = method.predict_all(data.evaluation_loader("test", "split", batch_size=size, device=device))
+    if settings["task"] != "multilabel":
+        return {"test/accuracy": accuracy(found)}
+    return {"test/map": precision_scores(found, data.targets("test", "split"), data.classes)["map"]}
 
 
 def has_unlabelled(data: DataModule) -> bool:

@@ -147,9 +147,14 @@ def make_plan(config: dict[str, Any], accelerator: str) -> Plan:
 
     task, devices = config["method"]["task"], config["trainer"]["devices"]
     if task == "saliency":
-        raise ConfigError(
-            "method=normgrad trains nothing that could be planned", where="plan", instead="no plan"
-        )
+        if config["ckpt"] is not None:
+            raise ConfigError(
+                f"method={config['method']['name']} of a ckpt trains nothing that could be planned",
+                where="plan",
+                instead="no plan, or no ckpt: the classifier that is trained first has one",
+            )
+        config = config | {"plan": config["plan"][:-1]}
+        print("plan: of the classifier; the evaluations of its maps are not counted", file=sys.stderr)
     data = instantiate(config["data"], _convert_="all")
     if task == "domains":
         planned, nbytes, source, exact = *_of_domains(config, data, accelerator), "the data", True

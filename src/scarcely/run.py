@@ -9,9 +9,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scarcely.config.check import check, names_function, start_of
 from scarcely.config.compose import finalize, run_name, without_recipe
@@ -19,6 +19,10 @@ from scarcely.config.signature import constant_of
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
 from scarcely.files import write_atomically, write_json
 from scarcely.loggers import logging_to, open_loggers, send_results
+
+if TYPE_CHECKING:
+    from scarcely.job import Job
+    from scarcely.stages import Trained
 
 
 def run(
@@ -92,16 +96,9 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     config["data"]["augmentation"] |= data.augmentation_settings()
     sizes = fit_data(config, data)
     config["environment"] = environment(accelerator)
-    jobs = make_jobs(config, data, sizes)
-    for job in jobs:  # does a checkpoint fit, do the networks take these inputs: known before any training
-        samples = len(data.pool(job.role, job.protocol))
-        batch_size = min(job.method.get("batch_size", samples), samples)
-        try:
-            stages.build_method(job, data.input_shape).check(batch_size)
-        except UserError as error:
-            if job is jobs[-1]:
-                raise
-            raise _of_stage(job.name, error) from error
+    *earlier, last = make_jobs(config, data, sizes)
+    check_earlier(earlier, data)
+    check_networks(last, data)
     if without_recipe(config):
         names = f"method={config['method']['name']} data={config['data']['name']}"
         print(f"note: {names} has no recipe: the method's general defaults are used", file=sys.stderr)
@@ -113,40 +110,110 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
     ):
         if data.scarce:
             data.write_labelled(folder.path / "labelled.csv")
-        trained: list[Any] = []
-        rows: list[dict[str, Any]] = []
-        handed_over, counted = None, None  # the last stage that trained weights, and the count of classes
-        for i, planned in enumerate(jobs):
-            job = planned if handed_over is None else replace(planned, inherited=str(handed_over.weights))
-            if counted is not None:
-                job = replace(job, num_new=counted["num_new"], num_clusters=counted["num_new"])
-            last = i == len(jobs) - 1
-            before = checkpoints.content_key(job.inherited) if handed_over is None else handed_over.key
-            learnt = stages.fingerprint_of(job, data)
-            key = job.key(learnt, before, accelerator, data.split_keys)
-            if last:
-                done = stages.run_stage(job, folder.path, data, accelerator, key, rows)
-            else:
-                cache = Path(config["cache_dir"]).expanduser()
-                try:
-                    done = stages.cached_stage(job, cache, data, accelerator, key, [])
-                except UserError as error:
-                    raise _of_stage(job.name, error) from error
-                how = "found in the cache" if done.cached else f"trained in {done.seconds:.0f} s"
-                print(f"{job.name}: {how}", file=sys.stderr, flush=True)
-            trained.append(done)
-            rows = [*rows, *done.rows]
-            if job.task == "count":
-                counted = class_count(done.weights)
-            else:
-                handed_over = done.after(config["pretext_epoch"] if job.name == "pretext" else None)
+        before = train_earlier(earlier, config, data, accelerator)
+        job = before.following(last)
+        key = before.key(job, data, accelerator)
+        done = stages.run_stage(job, folder.path, data, accelerator, key, before.rows)
+        trained = [*before.trained, done]
         with memory.told(
             "the stages are trained, and their weights kept; the scores and the report are not",
             where="method.batch_size, embedding_size, compare_kmeans",
             instead="resume=true with embedding_size=0 and compare_kmeans=false, or on another machine",
         ):
-            results = _finish(config, folder.path, data, job, trained, accelerator, counted, loggers)
+            results = _finish(config, folder.path, data, job, trained, accelerator, before.counted, loggers)
     return _show(folder.path, results)
+
+
+@dataclass
+class Before:
+    """The stages of a run that are done, and what they leave to the next.
+
+    Attributes:
+        trained: all of them, in order.
+        handed_over: the last one that gives weights, as the next stage inherits it.
+        counted: the estimate of the number of new classes, where a stage made one.
+    """
+
+    trained: list[Trained] = field(default_factory=list)
+    handed_over: Trained | None = None
+    counted: dict[str, Any] | None = None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Their record."""
+        return [row for stage in self.trained for row in stage.rows]
+
+    def following(self, job: Job) -> Job:
+        """Return the next stage with what is known now."""
+        if self.handed_over is not None:
+            job = replace(job, inherited=str(self.handed_over.weights))
+        if self.counted is not None:
+            job = replace(job, num_new=self.counted["num_new"], num_clusters=self.counted["num_new"])
+        return job
+
+    def key(self, job: Job, data: Any, accelerator: str) -> str:
+        """Return the hash of all that shapes the next stage."""
+        from scarcely import checkpoints, stages
+
+        inherited = self.handed_over.key if self.handed_over else checkpoints.content_key(job.inherited)
+        return job.key(stages.fingerprint_of(job, data), inherited, accelerator, data.split_keys)
+
+
+def check_earlier(jobs: Sequence[Job], data: Any) -> None:
+    """Build the networks of the stages before the last: what does not fit is known before any training.
+
+    Raises:
+        UserError: as `check_networks`, told by the names that the settings of these stages have.
+    """
+    for job in jobs:
+        try:
+            check_networks(job, data)
+        except UserError as error:
+            raise _of_stage(job.name, error) from error
+
+
+def check_networks(job: Job, data: Any) -> None:
+    """Build the networks of a stage.
+
+    Raises:
+        UserError: its checkpoint does not fit, or the networks do not take these inputs.
+    """
+    from scarcely import stages
+
+    samples = len(data.pool(job.role, job.protocol))
+    batch_size = min(job.method.get("batch_size", samples), samples)
+    stages.build_method(job, data.input_shape).check(batch_size)
+
+
+def train_earlier(jobs: Sequence[Job], config: Mapping[str, Any], data: Any, accelerator: str) -> Before:
+    """Train the stages before the last, or find them in the cache.
+
+    Args:
+        jobs: these stages, in order.
+        config: of the run.
+        data: the data, set up.
+        accelerator: ``cuda`` or ``cpu``.
+    """
+    from scarcely import stages
+
+    before = Before()
+    for planned in jobs:
+        job = before.following(planned)
+        key = before.key(job, data, accelerator)
+        try:
+            done = stages.cached_stage(
+                job, Path(config["cache_dir"]).expanduser(), data, accelerator, key, []
+            )
+        except UserError as error:
+            raise _of_stage(job.name, error) from error
+        how = "found in the cache" if done.cached else f"trained in {done.seconds:.0f} s"
+        print(f"{job.name}: {how}", file=sys.stderr, flush=True)
+        before.trained.append(done)
+        if job.task == "count":
+            before.counted = class_count(done.weights)
+        else:
+            before.handed_over = done.after(config["pretext_epoch"] if job.name == "pretext" else None)
+    return before
 
 
 def fit_data(config: dict[str, Any], data: Any) -> dict[str, int]:

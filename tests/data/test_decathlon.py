@@ -19,11 +19,12 @@ from omegaconf import OmegaConf
 from scarcely import checkpoints
 from scarcely.config.check import check
 from scarcely.config.signature import signature_of
-from scarcely.data import decathlon
+from scarcely.data import domain_set
 from scarcely.data.annotations import read_annotations
 from scarcely.data.augment import ImageAugmentation
-from scarcely.data.decathlon import MEAN_STD, Decathlon, channel_statistics
+from scarcely.data.decathlon import MEAN_STD, Decathlon
 from scarcely.data.decode import load_images
+from scarcely.data.domain_set import channel_statistics
 from scarcely.errors import ConfigError, DataError, UserError
 from scarcely.job import Job
 from tests.config.composing import composed, sound
@@ -441,7 +442,7 @@ def test_the_statistics_equal_the_literal_ones(count, side, channels, seed):
 def test_the_statistics_of_many_images_are_those_of_all_together(monkeypatch):
     images = torch.from_numpy(noise(0, 10, 4, 4, 3))
     whole = channel_statistics(images)
-    monkeypatch.setattr(decathlon, "_CHUNK", 3)
+    monkeypatch.setattr(domain_set, "_CHUNK", 3)
     assert channel_statistics(images) == whole
 
 

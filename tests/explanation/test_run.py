@@ -13,7 +13,8 @@ import torch
 import yaml
 from torch import nn
 
-from scarcely import checkpoints
+from scarcely import checkpoints, stages
+from scarcely.callbacks.history import read_rows
 from scarcely.config.check import check, names_function
 from scarcely.data.shapes import Shapes
 from scarcely.errors import CheckpointError, ConfigError, DataError
@@ -30,8 +31,10 @@ from scarcely.explanation.classifier import (
     output_groups,
 )
 from scarcely.explanation.evaluations import Runner
+from scarcely.explanation.predict import SaliencyRun
 from scarcely.explanation.scores import Randomization, for_picture
 from scarcely.functional.views import normalize
+from scarcely.methods.multilabel import Multilabel
 from scarcely.metrics.pointing import PointingGame
 from scarcely.run import execute
 from scarcely.saliency import (
@@ -43,6 +46,8 @@ from scarcely.saliency import (
     identity_correlations,
 )
 from tests.config.composing import composed
+from tests.oracles.precision import average_precision
+from tests.runs import job_of
 from tests.saliency.networks import toy
 
 DATA = ("data=shapes", "data.image_size=64", "data.train_images=24", "data.test_images=8", "trainer=cpu")
@@ -55,16 +60,17 @@ SMALL = (
     "method.cascade_steps=3",
     "method.examples=2",
     "method.max_images.randomization=3",
+    "method.max_images.epochs=8",
+    "method.weights=[spread,linear,uniform]",
     "method.batch_size=5",
 )
 
 
 def configured(*overrides):
     """Compose what names groups, once each, and set the rest: a composition takes longer than these runs."""
-    grouped = tuple(
-        o for o in overrides if o.startswith(("method=", "data=", "backbone=", "trainer=", "epochs="))
-    )
-    config = composed(*grouped)
+    composing = ("method=", "data=", "backbone=", "trainer=", "epochs=", "ckpt=", "stages.", "method.before=")
+    grouped = tuple(o for o in overrides if o.startswith(composing))
+    config = composed(*(f"++{o}" if o.startswith("stages.") else o for o in grouped))
     for override in overrides:
         if override not in grouped:
             key, _, value = override.partition("=")
@@ -254,7 +260,7 @@ def test_the_arrays_are_those_that_a_report_reads(finished, shapes):
     about = json.loads((folder / "saliency.json").read_text())
     assert about["layers"] == LAYERS
     assert about["methods"][-1] == "linear_approximation-meta"
-    assert set(about["layer_weights"]) == {"spread", "accuracy", "linear", "uniform"}
+    assert set(about["layer_weights"]) == {"spread", "linear", "uniform"}  # those of SMALL
     assert set(about["center"]) == {"all", "difficult"}
     methods, chosen = len(about["methods"]), explain_order(shapes)[:2]
     with np.load(folder / "maps.npz", allow_pickle=False) as found:
@@ -296,9 +302,35 @@ LIGHT = (
 )
 
 
-def test_a_killed_run_goes_on_after_its_last_evaluation(classifier, tmp_path, monkeypatch):
-    whole = run_of(*LIGHT, f"ckpt={classifier}", f"run_dir={tmp_path / 'whole'}")
-    given = [*LIGHT, f"ckpt={classifier}", f"run_dir={tmp_path / 'run'}"]
+TRAINS = ("backbone=small_cnn", "stages.multilabel.epochs=2", "stages.multilabel.batch_size=12")
+
+
+@pytest.fixture(scope="module")
+def trained_first(tmp_path_factory):
+    """The folder, the cache and the results of a run that trained its classifier."""
+    root = tmp_path_factory.mktemp("trained")
+    results = run_of(*LIGHT, *TRAINS, f"run_dir={root / 'run'}", f"cache_dir={root / 'cache'}")
+    return root / "run", root / "cache", results
+
+
+def test_a_killed_run_goes_on_in_its_classifier_and_after_its_last_evaluation(
+    trained_first, tmp_path, monkeypatch
+):
+    folder, _, whole = trained_first
+    given = [*LIGHT, *TRAINS, f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"]
+    steps = []
+    training_step = Multilabel.training_step
+
+    def killed_once(self, batch, batch_idx):
+        steps.append(self.current_epoch)
+        if steps == [0, 0, 1]:
+            raise KeyboardInterrupt
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Multilabel, "training_step", killed_once)
+    with pytest.raises(KeyboardInterrupt):
+        run_of(*given)
+    assert (tmp_path / "run" / "config.yaml").is_file()
     seen = []
     original = Runner.test
 
@@ -310,16 +342,39 @@ def test_a_killed_run_goes_on_after_its_last_evaluation(classifier, tmp_path, mo
 
     monkeypatch.setattr(Runner, "test", counting)
     with pytest.raises(KeyboardInterrupt):
-        run_of(*given)
+        run_of(*given, "resume=true")
+    assert steps == [0, 0, 1, 1, 1], "the classifier went on after its last whole epoch"
     assert not (tmp_path / "run" / "results.json").exists()
     results = run_of(*given, "resume=true")
+    assert len(steps) == 5
     assert seen.count("pointing game") == seen.count("class sensitivity") == 1
     assert results["metrics"] == whole["metrics"]
+    assert [(s["name"], s["epochs"]) for s in results["stages"]] == [("multilabel", 2), ("saliency", 0)]
+    assert [row["epoch"] for row in read_rows(tmp_path / "run" / "metrics.csv")] == [0, 1]
     assert not (tmp_path / "run" / "evaluations").exists()
-    with np.load(tmp_path / "run" / "maps.npz") as a, np.load(tmp_path / "whole" / "maps.npz") as b:
+    with np.load(tmp_path / "run" / "maps.npz") as a, np.load(folder / "maps.npz") as b:
         assert set(a) == set(b)
         assert all(np.array_equal(a[key], b[key], equal_nan=a[key].dtype.kind == "f") for key in a)
     assert run_of(*given, "resume=true") == json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+def test_a_run_explains_the_classifier_that_it_has_trained_first(trained_first, shapes, tmp_path):
+    folder, cache, found = trained_first
+    cached = next(cache.rglob("weights.pt"))
+    assert found["stages"][0]["epochs"] == checkpoints.load(cached)["epochs"] == 2
+    for place in (cached.parent, folder):  # the cache may be cleared: the run keeps the weights
+        given = [*LIGHT, "method.evaluations=[pointing]", "method.examples=0", f"ckpt={place}"]
+        other = run_of(*given, f"run_dir={tmp_path / place.name}")
+        assert other["metrics"].items() <= found["metrics"].items()
+        assert [stage["name"] for stage in other["stages"]] == ["saliency"]
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    model = SaliencyRun.load(moved, "", "").module.classifier
+    a, test = shapes.augmentation, shapes.pool("test", "split")
+    with torch.no_grad():
+        scores = model(normalize(test.inputs, a.mean, a.std).to(next(model.parameters()).device)).cpu()
+    columns = zip(scores.T.tolist(), shapes.targets("test", "split").T.tolist(), strict=True)
+    precisions = [p for p in (average_precision(*column) for column in columns) if p == p]
+    assert found["metrics"]["test/map"] == pytest.approx(sum(precisions) / len(precisions), abs=1e-6)
 
 
 def test_evaluations_of_another_model_are_not_gone_on_with(classifier, tmp_path, monkeypatch):
@@ -383,6 +438,7 @@ def test_a_weights_file_of_torchvision_is_explained_or_refused(tmp_path, monkeyp
     torch.save({n: t for n, t in state.items() if "fc" not in n}, tmp_path / "headless.pth")
     given = ["method=normgrad", *DATA, "backbone=torchvision", "fast=true", "method.examples=0"]
     given += ["method.methods=[grad_cam]", "method.meta_methods=[]", "method.evaluations=[pointing]"]
+    given += ["method.weights=[uniform]", "method.how=[sum]"]
     results = run_of(*given, f"ckpt={tmp_path / 'whole.pth'}", f"run_dir={tmp_path / 'run'}")
     assert "pointing/grad_cam/layer4/all" in results["metrics"]
     assert "100% of the network filled" in capsys.readouterr().err
@@ -411,7 +467,7 @@ def test_a_function_of_the_current_folder_gives_the_model(tmp_path, monkeypatch)
     (tmp_path / "my_own_models.py").write_text(MODULE)
     (tmp_path / "map.json").write_text(json.dumps({"disc": [0, 4], "ring": [2], "star": [8]}))
     given = ["method=normgrad", *DATA, "fast=true", "method.examples=1", "ckpt=my_own_models:make_model"]
-    given += ["method.methods=[linear_approximation]", "method.meta_methods=[]"]
+    given += ["method.methods=[linear_approximation]", "method.meta_methods=[]", "method.weights=[accuracy]"]
     with pytest.raises(ConfigError, match="9 outputs without names, and the data have 6 classes"):
         run_of(*given, "method.evaluations=[pointing]", "run_dir=a")
     given += ["method.class_map=map.json", "method.evaluations=[pointing,sensitivity,identity]"]
@@ -473,19 +529,24 @@ def test_a_shipped_class_map_is_known_by_its_name():
         assert set(groups) == set(range(len(names)))
 
 
-def test_what_cannot_be_explained_is_told_before_anything_is_done(classifier, tmp_path):
+def test_what_cannot_be_explained_is_told_before_anything_is_done(classifier, shapes, tmp_path):
     ours = ["method=normgrad", *DATA, f"ckpt={classifier}"]
     content = checkpoints.load(classifier / "weights.pt")
     content["classes"] = ["disc", "square", "triangle", "ring", "cross", "moon"]
     checkpoints.save(content, tmp_path / "moon.pt")
-    run_of(
-        *("method=rotnet", *DATA, "backbone=small_cnn", "epochs=1", "embedding_size=0"),
-        *(f"run_dir={tmp_path / 'rotnet'}", f"cache_dir={tmp_path / 'cache'}"),
-    )
+    rotnet = configured("method=rotnet", *DATA, "backbone=small_cnn")
+    job = job_of(rotnet, shapes)
+    untrained = stages.weights_of(job, stages.build_method(job, shapes.input_shape), shapes, 0.0, 0)
+    checkpoints.save(untrained, tmp_path / "rotnet.pt")
+    trains = ["method=normgrad", *DATA, "backbone=small_cnn"]
     for given, error, told in [
-        (["method=normgrad", *DATA], ConfigError, "explains a trained model"),
+        (["method=normgrad", "data=digits"], ConfigError, "explains a trained model.*data=shapes"),
+        (["method=normgrad", *DATA, "method.before=[]"], ConfigError, "explains a trained model"),
+        (["method=normgrad", *DATA, "method.before=[kmeans]"], ConfigError, "before it is kmeans"),
+        ([*trains, "method.layers=[layer9]"], ConfigError, "no layer is called 'layer9'"),
+        ([*trains, "stages.multilabel.freeze=9"], ConfigError, "stages.multilabel.freeze"),
         (["method=normgrad", "data=digits", f"ckpt={classifier}"], DataError, "no annotated objects"),
-        ([*ours[:-1], f"ckpt={tmp_path / 'rotnet'}"], CheckpointError, "rotnet run has no classifier"),
+        ([*ours[:-1], f"ckpt={tmp_path / 'rotnet.pt'}"], CheckpointError, "rotnet run has no classifier"),
         ([*ours[:-1], f"ckpt={tmp_path / 'moon.pt'}"], ConfigError, "knows no star"),
         ([*ours[:-1], "ckpt=no/such/file"], ConfigError, "no such file"),
         ([*ours, "method.layers=[layer9]"], ConfigError, "no layer is called 'layer9'"),
@@ -498,10 +559,11 @@ def test_what_cannot_be_explained_is_told_before_anything_is_done(classifier, tm
         ([*ours, "trainer.devices=2"], ConfigError, "works on one device"),
         ([*ours, "epochs=3"], ConfigError, "nothing in it is trained"),
     ]:
-        run = tmp_path / "refused"
-        with pytest.raises(error, match=told):
-            run_of(*given, f"run_dir={run}")
+        run, cache = tmp_path / "refused", tmp_path / "cache"
+        with pytest.raises(error, match=f"(?s){told}"):
+            run_of(*given, f"run_dir={run}", f"cache_dir={cache}")
         assert not run.exists()
+        assert not cache.exists(), "nothing was trained"
 
 
 # -- layers --------------------------------------------------------------------------------------

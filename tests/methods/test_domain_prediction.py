@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from scarcely.data.augment import ImageAugmentation
-from scarcely.data.decathlon import Decathlon, channel_statistics
+from scarcely.data.decathlon import Decathlon
+from scarcely.data.domain_set import channel_statistics
 from scarcely.data.loader import Batch
 from scarcely.data.together import Mixed
 from scarcely.domains import scores

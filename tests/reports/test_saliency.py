@@ -14,13 +14,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from rich.console import Console
 
-from scarcely.reports import Evidence, build_figures, figures, print_results, write_report
+from scarcely.reports import Evidence, build_figures, figures, print_results, results_table, write_report
 from scarcely.reports.compare import main
 from scarcely.reports.figures import saliency, style
 from scarcely.reports.html import CAPTIONS
 from scarcely.reports.runs import find_runs
 from scarcely.reports.saliency_compare import collect, draw, grids, notes
-from scarcely.reports.saliency_scores import by_layer, center, identities, pointing_rows
+from scarcely.reports.saliency_scores import by_layer, center, identities, judged, pointing_rows
 from scarcely.reports.saliency_table import detail_grids, pointing_grid
 from scarcely.reports.wording import describe_metric, describe_protocol, format_metric, is_fraction
 from tests.reports import saliency_runs as made
@@ -76,6 +76,28 @@ def test_the_best_layer_and_the_best_weighting_are_those_with_the_most_hits_on_a
     (row,) = pointing_rows(metrics)
     assert (row.best_layer.where, row.best_combined.where) == ("b", "sum-linear")
     assert set(row.layers) == {"a", "b"}
+
+
+def test_of_a_classifier_that_the_run_trained_score_and_training_are_told(capsys):
+    stages = [{"name": "multilabel", "seconds": 200.0, "epochs": 40}, {"name": "saliency", "seconds": 9.0}]
+    print_results(made.results(scores() | {"test/map": 0.93}, stages=stages))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "mean average precision, test split 93.0 %" in told
+    assert "of a classifier that was trained first, on the train part" in told
+    assert "Nothing was trained" in describe_protocol(made.results())
+
+
+def test_runs_are_judged_by_the_centre_and_by_what_is_best_on_their_mean():
+    first = made.pointing("pointing/cam/a", 0.9) | made.pointing("pointing/cam/b", 0.6)
+    second = made.pointing("pointing/cam/a", 0.2) | made.pointing("pointing/cam/b", 0.6)
+    first |= {"pointing/center/all": 0.3, "test/map": 0.9, "sensitivity/cam/a": 0.1}
+    second |= made.pointing("pointing/gradient/combined-sum-linear", 0.4)
+    best = ["pointing/cam/b/all", "pointing/gradient/combined-sum-linear/all"]
+    assert judged([first, second]) == ["pointing/center/all", *best], "a is better in the first run alone"
+    assert judged([{"acc": 0.5}]) == []
+    runs = [{"method": "normgrad", "seed": s, "metrics": m} for s, m in enumerate((first, second))]
+    head = results_table(runs).splitlines()[0].split(" | ")
+    assert [name for name in head if "/" in name] == ["test/map", "pointing/center/all", *best]
 
 
 def test_every_metric_of_a_saliency_run_is_explained_and_shares_are_percent():

@@ -254,7 +254,7 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError(
             f"method={method['name']} trains on several domains, and {one} is one",
             where="method, data",
-            instead="data=decathlon with data.domains=[...] for some of them; or method=supervised",
+            instead="data=digit_domains, or data=decathlon with data.root=DIR; or method=supervised",
         )
     if method.get("task") == "saliency":
         yield from _saliency(config)
@@ -272,13 +272,20 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
 
 def _saliency(config: dict[str, Any]) -> Iterator[ConfigError]:
     """What is wrong with a run that explains a classifier."""
-    method = config["method"]
-    if config["ckpt"] is None:
+    method, earlier = config["method"], config["plan"][:-1]
+    if config["ckpt"] is None and not any(stage["method"] for stage in earlier):
         yield ConfigError(
             f"method={method['name']} explains a trained model, and none is given",
             where="ckpt",
             instead="ckpt=RUN, the folder of a run with a classifier; ckpt=FILE of torchvision's weights with"
-            " backbone=torchvision backbone.name=NAME; or ckpt=module:function that returns a model",
+            " backbone=torchvision backbone.name=NAME; or ckpt=module:function that returns a model; without"
+            " ckpt, data with boxes or masks, such as data=shapes, on which a classifier is trained first",
+        )
+    elif earlier and _task(earlier[-1]) not in ("multilabel", "classification"):
+        yield ConfigError(
+            f"{method['name']} explains a classifier, and the stage before it is {earlier[-1]['name']}",
+            where="method.before",
+            instead="a list that ends with multilabel or supervised, or the ckpt of a classifier",
         )
     if config["trainer"]["devices"] > 1:
         yield ConfigError(
@@ -387,7 +394,8 @@ def _stage_settings(name: str, values: Any, config: dict[str, Any]) -> Iterator[
             instead=suggest(name, names),
         )
     elif given and not any(s["name"] == name and s["method"] for s in [*earlier, *reference]):
-        why = f"{name}={config.get(name)}" if config["ckpt"] is None else f"ckpt={config['ckpt']}"
+        why = f"{name}={config[name]}" if name in config else "these settings"
+        why = why if config["ckpt"] is None else f"ckpt={config['ckpt']}"
         yield ConfigError(
             f"{where}.{first} = {_shown(given[first])} has no effect: with {why} no such stage is trained",
             where=f"{where}.{first}",

@@ -134,6 +134,12 @@ def _scarce(data: Any) -> bool:
     )
 
 
+def _annotated(data: Any) -> bool:
+    """Whether the images of the data have annotated objects."""
+    target = data.get("_target_") if isinstance(data, dict) else None
+    return constant_of(str(target), "annotated_objects") is True
+
+
 def _many(data: Any) -> bool:
     """Whether the data are several domains, of which none is chosen."""
     return isinstance(data, dict) and "domain" in data and data["domain"] is None
@@ -270,9 +276,12 @@ def _plan(config: dict[str, Any], choices: Mapping[str, Any]) -> list[dict[str, 
     method = config["method"]
     plan: list[dict[str, Any]] = []
     many = method.get("task") == "domains"
+    explains = method.get("task") == "saliency"
     for name in method.get("before") or []:
         if config.get("ckpt") is not None and not (many and name != "source"):
             continue  # of several domains it stands in for the network of the source alone
+        if explains and not _annotated(config["data"]):
+            continue  # there is nothing to explain on these data: what is wrong is told once
         source = config.get(name) or method.get(name, name)
         if name == "class_count" and config.get("num_new") != "auto":
             continue

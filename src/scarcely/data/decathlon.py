@@ -8,25 +8,21 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Unpack
-
-import torch
-from torch import Tensor
+from typing import Any, ClassVar, Literal, Unpack
 
 from scarcely.data.annotations import Annotations, read_annotations
 from scarcely.data.augment import ImageAugmentation
 from scarcely.data.decode import load_images
+from scarcely.data.domain_set import ChallengeImages, DomainSet, meant
 from scarcely.data.imagefolder import Listing, scan
-from scarcely.data.module import DataModule, Split
+from scarcely.data.module import Split
 from scarcely.data.samples import Samples
 from scarcely.errors import ConfigError, DataError
-from scarcely.seeds import derive_seed
 from scarcely.spec import Annotated, NonNegativeInt, PositiveInt, Range
 
-__all__ = ["MEAN_STD", "ChallengeImages", "Decathlon", "channel_statistics"]
+__all__ = ["MEAN_STD", "Decathlon"]
 
 MEAN_STD: dict[str, tuple[list[float], list[float]]] = {
     "aircraft": ([0.480, 0.511, 0.534], [0.211, 0.205, 0.237]),
@@ -46,23 +42,6 @@ _SIGNS = ("gtsrb", "omniglot", "svhn", "usps")
 _RELEASE = "decathlon-1.0"
 _STATISTICS = "decathlon_mean_std.json"
 _LAYOUT = f"the folder that holds {_RELEASE}/annotations/NAME_train.json, or {_RELEASE} itself"
-_CHUNK = 4096
-
-
-class ChallengeImages(NamedTuple):
-    """The images whose classes the challenge asks for.
-
-    Attributes:
-        root: folder that the files are relative to.
-        files: of the images.
-        ids: of the images.
-        category_ids: of the classes, in their order.
-    """
-
-    root: Path
-    files: tuple[str, ...]
-    ids: tuple[int, ...]
-    category_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -78,8 +57,8 @@ class _Domain:
     category_ids: tuple[int, ...] = ()
 
 
-class Decathlon(DataModule):
-    """A set of domains, of which one at a time is trained and scored.
+class Decathlon(DomainSet):
+    """Domains of the Visual Decathlon, others in its layout, and class folders.
 
     A domain of the release is read from ``annotations/NAME_{train,val}.json`` and the test part from
     ``NAME_test.json`` or, without labels, ``NAME_test_stripped.json`` (see `read_annotations`); images lie
@@ -126,17 +105,10 @@ class Decathlon(DataModule):
     """
 
     split_keys: ClassVar[tuple[str, ...]] = (
-        *Split.__annotations__,
-        "domains",
-        "source",
-        "scored",
-        "train_share",
-        "source_classes",
+        *DomainSet.split_keys,
         "signs",  # what they change is in the augmentation, once it is filled in
         "on_error",
     )
-
-    augmentation: ImageAugmentation
 
     def __init__(
         self,
@@ -160,20 +132,24 @@ class Decathlon(DataModule):
         **split: Unpack[Split],
     ) -> None:
         super().__init__(
-            name=name, kind=kind, augmentation=augmentation, root=root, resident=resident, **split
+            name=name,
+            augmentation=augmentation,
+            root=root,
+            resident=resident,
+            domains=domains,
+            domain=domain,
+            source=source,
+            scored=scored,
+            train_share=train_share,
+            source_classes=source_classes,
+            **split,
         )
-        self.domains = domains
-        self.domain = domain
-        self.scored = scored
-        self.train_share = train_share
-        self.source_classes = source_classes
         self.image_size = image_size
         self.size = size if size is not None else round(image_size * 9 / 8)
         self.signs = tuple(signs)
         self.on_error: Literal["raise", "skip"] = on_error
         self.workers = workers
         self.skipped: tuple[str, ...] = ()
-        self._source = source
         self._found: dict[str, _Domain] = {}
         if self.size < image_size:
             raise ConfigError(
@@ -192,11 +168,7 @@ class Decathlon(DataModule):
             DataError: a name twice, one that the release does not have, no domain, or no release.
         """
         names = list(self._release_names if self.domains is None else self.domains)
-        twice = [name for i, name in enumerate(names) if name in names[:i]]
-        if twice:
-            raise DataError(
-                f"the domain {twice[0]!r} is given twice", where="data.domains", instead="each domain once"
-            )
+        self._refuse_twice(names)
         for name in names:
             if not name or any(c in "/\\ " for c in name) or name.startswith("."):
                 raise DataError(
@@ -205,9 +177,9 @@ class Decathlon(DataModule):
                     instead="letters, digits, - and _",
                 )
             if self._class_folder(name) is None and name not in self._release_names:
-                meant = _meant(name, self._release_names)
+                close = meant(name, self._release_names)
                 raise DataError(
-                    f"{self._release / 'annotations'} has no domain {name!r}{meant}",
+                    f"{self._release / 'annotations'} has no domain {name!r}{close}",
                     where="data.domains",
                     instead=f"one of {', '.join(self._release_names) or 'another release'}; or class folders,"
                     " 'data.domains={NAME: DIR}'",
@@ -220,14 +192,15 @@ class Decathlon(DataModule):
             )
         return tuple(names)
 
-    @property
-    def source(self) -> str | None:
-        """Name of the domain whose network the others start from; None for no such domain."""
-        if self._source != "auto":
-            return self._source
+    def usual_source(self) -> str:
+        """Return imagenet12, or else the domain with the most training images."""
         if "imagenet12" in self.domain_names:
             return "imagenet12"
         return max(self.domain_names, key=lambda name: len(self._domain(name).train.files))
+
+    def classes_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of the classes of a domain, in order of their category ids or of their folders."""
+        return self._domain(name).classes
 
     def scored_part(self, name: str) -> Literal["val", "test"]:
         """Return the part of a domain that is scored.
@@ -274,119 +247,41 @@ class Decathlon(DataModule):
 
     # The one domain
 
-    def check(self) -> None:
-        """Look whether the domain, or without one every domain, is there and sound; no image is opened.
+    def check_domain(self, name: str) -> None:
+        """Look whether a domain is sound; no image is opened.
 
         Raises:
-            DataError: see `domain_names`, `read_annotations` and `scan`; or an image is missing, labels to
-                be scored are not known, or the statistics are not numbers.
-            ConfigError: `domain` or `source` is none of the domains.
+            DataError: see `read_annotations` and `scan`; or an image is missing, labels to be scored are not
+                known, or the statistics are not numbers.
         """
-        names = self.domain_names
-        for key, given in (("domain", self.domain), ("source", self._source)):
-            if given is not None and given not in names and (key, given) != ("source", "auto"):
-                raise ConfigError(
-                    f"{given!r} is none of the domains{_meant(given, names)}",
-                    where=f"data.{key}",
-                    instead=f"one of {', '.join(names)}",
-                )
-        if self.source_classes is not None and self.source is not None:
-            self._check_source(self.source, self.source_classes)
-        for name in names if self.domain is None else (self.domain,):
-            self.scored_part(name)
-            self._published_statistics(name)
+        super().check_domain(name)
+        self._published_statistics(name)
 
-    def read(self) -> dict[str, Samples]:
-        """Return the parts ``train`` and ``test`` of the domain.
+    def read_domain(self, name: str) -> dict[str, Samples]:
+        """Return the parts ``train`` and ``test`` of a domain, decoded.
 
         Raises:
-            ConfigError: no domain is chosen.
-            DataError: see `check`; or an image cannot be decoded.
+            DataError: an image cannot be decoded.
         """
-        name = self._chosen()
-        self.check()
         domain = self._domain(name)
-        self.classes = domain.classes
         self.skipped = ()
         both = self._load(
             domain.base, domain.train.files + domain.val.files, domain.train.labels + domain.val.labels
         )
         if self.scored_part(name) == "test":
-            parts = {"train": both, "test": self._load(domain.base, domain.test.files, domain.test.labels)}
-        else:
-            cut = len(domain.train.files) - len(set(domain.train.files) & set(self.skipped))
-            parts = {"train": both.select(slice(cut)), "test": both.select(slice(cut, None))}
-        self.augmentation = self.augmentation.replaced(**self._settings(name, parts["train"]))
-        if self.train_share == 1 and self.source_classes is None:
-            return parts  # without a look at the other domains
-        if name == self.source:
-            return self._first_classes(parts)
-        return parts | {"train": self._shared(name, parts["train"])}
+            return {"train": both, "test": self._load(domain.base, domain.test.files, domain.test.labels)}
+        cut = len(domain.train.files) - len(set(domain.train.files) & set(self.skipped))
+        return {"train": both.select(slice(cut)), "test": both.select(slice(cut, None))}
 
-    def _check_source(self, name: str, count: int) -> None:
-        found = len(self._domain(name).classes)
-        if count > found:
-            raise ConfigError(
-                f"{name}, the source, has {found} classes, not {count}",
-                where="data.source_classes",
-                instead=f"at most {found}, or null for all",
-            )
+    def statistics_of(self, name: str, train: Samples) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of RGB: those published, or else of the training pixels."""
+        return self._published_statistics(name) or super().statistics_of(name, train)
 
-    def _first_classes(self, parts: dict[str, Samples]) -> dict[str, Samples]:
-        """Keep the samples of the first classes of the source (chapter 4, section 4.3)."""
-        count = self.source_classes
-        if count is None:
-            return parts
-        self.classes = self.classes[:count]
-        return {part: samples.select(samples.labels < count) for part, samples in parts.items()}
-
-    def _shared(self, name: str, train: Samples) -> Samples:
-        """Keep a share of each class (chapter 4, section 4.2); a larger one has the same images and more."""
-        kept = torch.zeros(len(train), dtype=torch.bool)
-        for label in range(len(self.classes)):
-            rows = (train.labels == label).nonzero().flatten()
-            seed = derive_seed(self.split.get("labels_seed", 0), "share", name, label)
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-            kept[rows[order[: max(1, round(self.train_share * len(rows)))]]] = True
-        return train.select(kept)
-
-    def augmentation_settings(self) -> dict[str, Any]:
-        """Return the settings of the augmentation that `setup` filled in, as the configuration writes them.
-
-        With them in place of null, a stage and its checkpoint say how images are normalised; being given
-        them, another object of the same domain fills in the same.
-        """
-        return {
-            "mean": list(self.augmentation.mean),
-            "std": list(self.augmentation.std),
-            "padding": self.augmentation.padding,
-            "flip": self.augmentation.flip,
-            "crop": self.augmentation.crop,
-        }
-
-    def release(self) -> None:
-        """Let go of the copies on a device, and of the loaders and the trainer that hold them.
-
-        What is asked for later is copied again.
-        """
-        self._placed.clear()
-        self.use()
-        self.trainer = None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape (3, H, W) of one image as the network sees it."""
-        height, width, channels = self.augmentation.view_shape(self._part("train").inputs.shape[1:])
-        return (channels, height, width)
-
-    def _chosen(self) -> str:
-        if self.domain is None:
-            raise ConfigError(
-                f"{self.name} has {len(self.domain_names)} domains, and none is chosen",
-                where="data.domain",
-                instead=f"data.domain=NAME, one of {', '.join(self.domain_names)}",
-            )
-        return self.domain
+    def views_of(self, name: str) -> dict[str, Any]:
+        """Return how images of a domain are cut and mirrored: of signs nothing is."""
+        if name in self.signs:
+            return {"crop": None, "padding": 0, "flip": False}
+        return {"crop": self.augmentation.crop or self.image_size}
 
     def _load(self, base: Path, files: tuple[str, ...], labels: tuple[int, ...]) -> Samples:
         samples, failed = load_images(
@@ -394,17 +289,6 @@ class Decathlon(DataModule):
         )
         self.skipped += tuple(failed)
         return samples
-
-    def _settings(self, name: str, train: Samples) -> dict[str, Any]:
-        """Return what the augmentation of the domain has in place of what was left open."""
-        if name in self.signs:
-            settings: dict[str, Any] = {"crop": None, "padding": 0, "flip": False}
-        else:
-            settings = {"crop": self.augmentation.crop or self.image_size}
-        if not self.augmentation.mean:
-            mean, std = self._published_statistics(name) or channel_statistics(train.inputs)
-            settings |= {"mean": mean, "std": std}
-        return settings
 
     def _published_statistics(self, name: str) -> tuple[list[float], list[float]] | None:
         if self._class_folder(name) is not None:
@@ -460,27 +344,6 @@ class Decathlon(DataModule):
                 _from_annotations(self._release, name) if folder is None else _from_folders(name, folder)
             )
         return self._found[name]
-
-
-def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Return the mean and the standard deviation of each channel over all pixels of all images.
-
-    Args:
-        images: (N, H, W, C) uint8, N at least 1; a memory map is read in chunks.
-
-    Returns:
-        C means and C standard deviations, for values in [0, 1]; these are 1/255 at least, the step between
-        two pixels, so that a channel without any variation can be divided by.
-    """
-    counts = torch.zeros(images.shape[-1], 256, dtype=torch.int64)
-    for chunk in images.split(_CHUNK):
-        for channel, values in enumerate(chunk.flatten(0, -2).unbind(-1)):
-            counts[channel] += torch.bincount(values, minlength=256)
-    values = torch.arange(256, dtype=torch.float64) / 255
-    shares = counts / counts.sum(dim=1, keepdim=True).double()
-    mean = shares @ values
-    deviation = (shares * (values - mean[:, None]).square()).sum(dim=1).sqrt().clamp_(min=1 / 255)
-    return mean.tolist(), deviation.tolist()
 
 
 def _from_annotations(release: Path, name: str) -> _Domain:
@@ -547,8 +410,3 @@ def _from_folders(name: str, folder: Path) -> _Domain:
     if "test" in found:
         return _Domain(folder, classes, train=only(0, 1, 2, 3), val=only(4), test=found["test"])
     return _Domain(folder, classes, train=only(0, 1, 2), val=only(4), test=only(3))
-
-
-def _meant(name: str, names: Sequence[str]) -> str:
-    close = get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -12,7 +12,10 @@ from scarcely.data.module import DataModule, Split
 from scarcely.data.samples import Samples
 from scarcely.spec import PositiveInt
 
-__all__ = ["Digits"]
+__all__ = ["TEST", "Digits", "read_digits"]
+
+TEST = 4
+"""Which of each five samples, from 0, is in the test part."""
 
 
 class Digits(DataModule):
@@ -54,14 +57,18 @@ class Digits(DataModule):
 
     def read(self) -> dict[str, Samples]:
         """Return ``train`` (1,438) and ``test`` (359), images (N, size, size, 1)."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        grey = torch.tensor(digits.images, dtype=torch.float32) * (255 / 16)  # stored as 0 to 16
-        size = (self.size, self.size)
-        large = interpolate(grey.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
-        images = large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        samples = Samples(images, torch.tensor(digits.target, dtype=torch.int64))
-        self.classes = tuple(map(str, digits.target_names))
-        test = torch.arange(len(samples)) % 5 == 4
+        samples, self.classes = read_digits(self.size)
+        test = torch.arange(len(samples)) % 5 == TEST
         return {"train": samples.select(~test), "test": samples.select(test)}
+
+
+def read_digits(size: int) -> tuple[Samples, tuple[str, ...]]:
+    """Return all digits, in scikit-learn's order, as images (N, size, size, 1), and the names of classes."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = torch.tensor(digits.images, dtype=torch.float32) * (255 / 16)  # stored as 0 to 16
+    large = interpolate(grey.unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False)
+    images = large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    labels = torch.tensor(digits.target, dtype=torch.int64)
+    return Samples(images, labels), tuple(map(str, digits.target_names))

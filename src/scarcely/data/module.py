@@ -62,6 +62,8 @@ class DataModule(pl.LightningDataModule):
 
     discovers: ClassVar[bool] = False
     """Whether the data have known classes and others to be discovered, without `labelled_classes`."""
+    annotated_objects: ClassVar[bool] = False
+    """Whether the boxes or masks of what an image shows are known."""
 
     classes: tuple[str, ...] = ()
 

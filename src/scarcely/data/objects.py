@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class ObjectImages(DataModule):
     difficult (-1 where there is none), for methods that want one class an image. All else is of the whole
     image, in its own pixels, and in the order of `pool`.
     """
+
+    annotated_objects: ClassVar[bool] = True
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]

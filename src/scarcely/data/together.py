@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scarcely.data.augment import ImageAugmentation
-from scarcely.data.decathlon import Decathlon
+from scarcely.data.domain_set import DomainSet
 from scarcely.data.loader import Batch, DeviceLoader
 from scarcely.data.module import DataModule
 from scarcely.spec import PositiveInt
@@ -71,7 +71,7 @@ class Together(DataModule):
         rounds: batches of each domain in an epoch; None for as many as the domain with the fewest has.
     """
 
-    def __init__(self, *, name: str, each: Sequence[Decathlon], rounds: PositiveInt | None = None) -> None:
+    def __init__(self, *, name: str, each: Sequence[DomainSet], rounds: PositiveInt | None = None) -> None:
         super().__init__(name=name, kind="images", augmentation=each[0].augmentation)
         self.each, self.rounds = {str(data.domain): data for data in each}, rounds
 
@@ -99,7 +99,7 @@ class Together(DataModule):
         return self._first.decoded_size
 
     @property
-    def _first(self) -> Decathlon:
+    def _first(self) -> DomainSet:
         return next(iter(self.each.values()))
 
     def training_loader(self, role: Any, protocol: Any, *, stage: str = "train", **settings: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 from hydra.utils import get_class
 
 from scarcely import checkpoints, stages
-from scarcely.data.decathlon import Decathlon
 from scarcely.data.module import DataModule
 from scarcely.domains.jobs import DECAYS, Domains, is_a
 from scarcely.errors import UserError
@@ -221,7 +220,8 @@ class Chain:
 
     def _train(self, job: Job, data: DataModule, samples: str, inherited: str | None, before: str) -> Trained:
         job = replace(job, inherited=inherited)
-        key = job.key(samples, before, self.domains.accelerator, Decathlon.split_keys)
+        chosen_by = self.domains.data(self.domains.names[0]).split_keys
+        key = job.key(samples, before, self.domains.accelerator, chosen_by)
         cache = Path(self.domains.config["cache_dir"]).expanduser()
         found = stages.cached_stage(job, cache, data, self.domains.accelerator, key, [])
         how = "found in the cache" if found.cached else f"trained in {found.seconds:.0f} s"

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import get_class, instantiate
 
 from scarcely import checkpoints
-from scarcely.data.decathlon import Decathlon
+from scarcely.data.domain_set import DomainSet
 from scarcely.data.together import Mixed, Together
 from scarcely.errors import ConfigError
 from scarcely.job import Job
@@ -49,10 +49,10 @@ class Domains:
     source: str | None
     accelerator: str
     source_weights: Path | None = None
-    _data: dict[tuple[str, str], Decathlon] = field(default_factory=dict)
+    _data: dict[tuple[str, str], DomainSet] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: dict[str, Any], data: Decathlon, accelerator: str) -> Domains:
+    def of(cls, config: dict[str, Any], data: DomainSet, accelerator: str) -> Domains:
         """Name the domains of a run. A checkpoint of ours says itself which domain it is of.
 
         Raises:
@@ -90,12 +90,12 @@ class Domains:
         own = self.config["data"]
         return own | {"domain": name, "scored": scored or own["scored"]}
 
-    def data(self, name: str, scored: str | None = None) -> Decathlon:
+    def data(self, name: str, scored: str | None = None) -> DomainSet:
         """Return a domain, read."""
         settings = self.settings(name, scored)
         key = (name, settings["scored"])
         if key not in self._data:
-            found: Decathlon = instantiate(settings, _convert_="all")
+            found: DomainSet = instantiate(settings, _convert_="all")
             found.prepare_data()
             found.setup()
             self._data[key] = found

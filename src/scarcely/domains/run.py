@@ -10,7 +10,7 @@ import numpy as np
 
 from scarcely import checkpoints
 from scarcely.callbacks.history import write_rows
-from scarcely.data.decathlon import Decathlon
+from scarcely.data.domain_set import DomainSet
 from scarcely.domains.chain import Chain, load
 from scarcely.domains.checks import check_chain, check_reference, check_settings
 from scarcely.domains.jobs import Domains
@@ -27,7 +27,7 @@ from scarcely.stages import Trained
 
 
 def train_domains(
-    config: dict[str, Any], folder: RunFolder, data: Decathlon, accelerator: str
+    config: dict[str, Any], folder: RunFolder, data: DomainSet, accelerator: str
 ) -> dict[str, Any]:
     """Train, score and report a run over several domains.
 

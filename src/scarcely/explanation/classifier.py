@@ -20,6 +20,7 @@ from scarcely import checkpoints
 from scarcely.backbones.base import Backbone
 from scarcely.config.check import names_function
 from scarcely.errors import CheckpointError, ConfigError, DataError, UserError
+from scarcely.methods.base import Method
 from scarcely.saliency.layers import INPUT, resolve_layers
 from scarcely.saliency.target import Loss
 
@@ -106,9 +107,25 @@ def load_run_classifier(path: Path) -> Classifier:
     Raises:
         CheckpointError: the run has no classifier, or was trained on vectors.
     """
-    from scarcely.predict import load_run, old_and_new
+    from scarcely.predict import load_run
 
     method, content = load_run(str(path))
+    return classifier_of(method, content, path)
+
+
+def classifier_of(method: Method, content: dict[str, Any], path: Path) -> Classifier:
+    """Return the classifier in a method.
+
+    Args:
+        method: with its weights.
+        content: of its weights file.
+        path: of that file, which need not be there.
+
+    Raises:
+        CheckpointError: as `load_run_classifier`.
+    """
+    from scarcely.predict import old_and_new
+
     settings, shape = content["job"]["method"], content["input_shape"]
     if len(shape) != 3:
         raise CheckpointError(

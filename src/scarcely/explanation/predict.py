@@ -80,7 +80,8 @@ class SaliencyRun:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         model, settings = results["model"], config["method"]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        classifier = load_classifier(config | {"ckpt": model["ckpt"]}, device)
+        own = folder / "weights.pt"  # of a classifier that this run trained
+        classifier = load_classifier(config | {"ckpt": str(own) if own.is_file() else model["ckpt"]}, device)
         side = model["shorter"] or 224  # of a picture to count the outputs with
         blank = torch.zeros(1, len(model["mean"]), side, side, device=device)
         columns = fit_classes(classifier, about["classes"], settings["class_map"], blank)

@@ -19,6 +19,7 @@ from scarcely.errors import ConfigError
 from scarcely.files import write_atomically
 from scarcely.reports.grids import markdown_table, mean_std
 from scarcely.reports.runs import Point, Run, differences, find_runs, notes_on, order, same, shown, unfinished
+from scarcely.reports.saliency_scores import judged
 from scarcely.reports.wording import is_fraction
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def collect(
 
     Args:
         runs: from `find_runs`.
-        metrics: names or patterns; `_JUDGED` and what an experiment expects if empty.
+        metrics: names or patterns; `_JUDGED`, what an experiment expects, and of saliency runs the best
+            layer and the best combination of each method, if empty.
         rows: dotted settings that tell rows apart; those in which the runs differ if empty.
         by: a setting with a column for each value.
 
@@ -182,7 +184,8 @@ def choose_metrics(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]
     if not wanted:
         expected = dict.fromkeys(key for run in runs for key in _expected(run))
         chosen = [key for key in found if key in expected]
-        return chosen + [key for key in _JUDGED if key in found and key not in chosen] or found[:6]
+        usual = [*_JUDGED, *judged([run.metrics for run in runs])]
+        return chosen + [key for key in usual if key in found and key not in chosen] or found[:6]
     chosen = []
     for pattern in wanted:
         matching = [key for key in found if fnmatch.fnmatchcase(key, pattern)]

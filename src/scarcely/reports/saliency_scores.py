@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,27 @@ def pointing_rows(metrics: Mapping[str, Any]) -> list[Pointing]:
             (row.combined if where.startswith(_COMBINED) else row.layers)[name] = Score(name, **scores)
         rows.append(row)
     return rows
+
+
+def judged(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the few scores that saliency runs are judged by.
+
+    The pointing game on all pairs: of the centre, and of each method at the layer and with the combination
+    of layers whose mean over the runs is best.
+
+    Args:
+        runs: metrics of each; none of other runs.
+    """
+    values: dict[str, list[float]] = {}
+    for key, value in ((key, value) for metrics in runs for key, value in metrics.items()):
+        if key.startswith("pointing/") and _number(value):
+            values.setdefault(key, []).append(float(value))
+    metrics = {key: sum(each) / len(each) for key, each in values.items()}
+    found = ["pointing/center/all"] if center(metrics).all is not None else []
+    for row in pointing_rows(metrics):
+        best = (row.best_layer, ""), (row.best_combined, _COMBINED)
+        found += [f"pointing/{row.method}/{kind}{score.where}/all" for score, kind in best if score]
+    return found
 
 
 def center(metrics: Mapping[str, Any]) -> Score:

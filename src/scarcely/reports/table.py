@@ -12,7 +12,7 @@ from scarcely.reports import saliency_table
 from scarcely.reports.domain_rows import domain_grid, domain_points, source_domain, split_stage
 from scarcely.reports.evidence import Evidence
 from scarcely.reports.grids import cell, markdown_table, mean_std, print_grid
-from scarcely.reports.saliency_scores import is_saliency, is_saliency_metric
+from scarcely.reports.saliency_scores import is_saliency, is_saliency_metric, judged
 from scarcely.reports.stage_rows import StageRow, stage_rows, stage_sentence
 from scarcely.reports.wording import (
     describe_metric,
@@ -213,6 +213,9 @@ def print_results(run: Evidence | Mapping[str, Any], console: Console | None = N
             facts.add_row(row.name, Text(row.value, style="bold"))
     elif is_saliency(metrics):
         console.print(saliency_table.terminal_table(metrics, title), "")
+        for row in headline:
+            if not is_saliency_metric(row.key):  # of a classifier that the run has trained
+                facts.add_row(row.name, Text(row.value, style="bold"))
         for name, text in saliency_table.summary(metrics):
             facts.add_row(name, text)
     elif headline:
@@ -331,7 +334,8 @@ def results_table(
 
     Args:
         runs: contents of ``results.json``.
-        metrics: columns; ACC, NMI, ARI, k-means and the test figures that occur if not given.
+        metrics: columns; if not given all that occur, those that runs are judged by first; of saliency runs
+            only the best layer and the best combination of each method.
         group_by: top-level keys that tell groups apart; runs that agree in all are averaged. Add a key
             (the labeler, say) where runs of one method differ in more than their seed.
 
@@ -346,7 +350,8 @@ def results_table(
         found = dict.fromkeys(key for run in runs for key in run.get("metrics") or {})
         known = (prefix + key for prefix in ("", *_BASELINES) for key in _HEADLINE)
         first = [key for key in known if key in found]
-        metrics = [*first, *(key for key in found if key not in first)]
+        first += judged([run.get("metrics") or {} for run in runs])
+        metrics = [*first, *(key for key in found if key not in first and not is_saliency_metric(key))]
     head = [*group_by, *metrics, "runs", "seeds", "time"]
     rows = []
     for names, members in groups.items():

@@ -207,6 +207,14 @@ _SALIENCY_PROTOCOLS = {
         "weighted on images of the train part."
     ),
 }
+# The same where that network was trained by the run itself.
+_TRAINED_FIRST_PROTOCOLS = {
+    "all": "The maps are of a classifier that was trained first, on all images there are: the same images.",
+    "split": (
+        "The maps are of a classifier that was trained first, on the train part, on whose images layers were "
+        "weighted too; all figures are of images of the test part."
+    ),
+}
 # The same where each domain has parts of its own, by the part that is scored.
 _SCORED = {
     "test": "trained on its train and val parts, scored on its test part, which training never saw.",
@@ -230,7 +238,8 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
     if "pseudo/accuracy" in metrics:
         protocols = _SCARCE_PROTOCOLS
     if is_saliency(metrics):
-        protocols = _SALIENCY_PROTOCOLS
+        trained = len(results.get("stages") or []) > 1
+        protocols = _TRAINED_FIRST_PROTOCOLS if trained else _SALIENCY_PROTOCOLS
     return protocols.get(str(protocol), "" if protocol is None else f"Protocol: {protocol}.")
 
 

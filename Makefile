@@ -40,7 +40,7 @@ types: $(READY)  ## mypy
 bench: $(READY)  ## speed, as ratios to plain implementations measured in the same run
 	$(RUN) scripts/bench.py
 
-reproduce: $(READY)  ## train the experiments on digits and write RESULTS.md: an hour and a half
+reproduce: $(READY)  ## train the experiments that need no download and write RESULTS.md: two and a half hours
 	$(RUN) scripts/reproduce.py seeds=0,1,2,3,4
 
 clean:  ## remove the environment and the caches, not the runs

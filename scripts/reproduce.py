@@ -1,4 +1,4 @@
-"""Run what is missing of the papers' tables and write down what was found; without arguments the digits."""
+"""Run what is missing of the tables of results, and write down what was found."""
 
 import sys
 

@@ -154,7 +154,7 @@ def test_the_page_has_what_was_run_and_names_what_was_not(tmp_path):
         "abc1234",
     ):
         assert told in row
-    missing = text[text.index("Not run: 1 experiments") :]
+    missing = text[text.index("Not run by scripts/reproduce.py: 1 experiments") :]
     assert "`lsdc/digits`" in missing
     assert "table2_cifar10" not in missing
 

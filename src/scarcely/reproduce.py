@@ -31,7 +31,8 @@ Trains what is missing of the experiments in conf/experiment, each with its seed
 results/METHOD.csv and the table in RESULTS.md. A run that was killed goes on; one that is finished is
 not trained again. Any setting of train.py holds for all runs, such as trainer=gpu or data.root=DIR, and:
 
-  only=*/digits*        experiments by name, with * for any letters, separated by commas; only=* for all
+  only=*/digits*,normgrad/shapes   experiments by name, with * for any letters, separated by commas;
+                        only=* for all; the default are those that need no download
   seeds=                e.g. 0,1,2; those of the experiment without: ten
   train=true            false: only write down what the runs gave
   launcher=             joblib | submitit_local | submitit_slurm: several at a time, or on a cluster
@@ -40,7 +41,7 @@ not trained again. Any setting of train.py holds for all runs, such as trainer=g
   page=RESULTS.md       the page with the table; page= for none
 """
 DEFAULTS = {
-    "only": "*/digits*",
+    "only": "*/digits*,normgrad/shapes",
     "seeds": "",
     "train": "true",
     "launcher": "",
@@ -357,11 +358,10 @@ def markdown(lines: Sequence[Found], known: Sequence[Experiment]) -> str:
         ["experiment", "what", "paper"],
         [[f"`{e.name}`", e.title, _paper(e)] for e in missing],
     )
-    return (
-        f"{table}\n<details><summary>Not run: {len(missing)} experiments</summary>\n\n{never}\n</details>\n"
-        if missing
-        else table
-    )
+    if not missing:
+        return table
+    summary = f"<summary>Not run by scripts/reproduce.py: {len(missing)} experiments</summary>"
+    return f"{table}\n<details>{summary}\n\n{never}\n</details>\n"
 
 
 def _row(own: Sequence[Found]) -> list[str]:

@@ -157,6 +157,9 @@ MISTAKES = {
     ("method=[lsdc,kmeans]",): ("method", "chooses nothing", "kmeans"),
     ("data.root=my", "photos"): ("the command", "'photos' is not of the form KEY=VALUE", "quotes"),
     ("=3",): ("the command", "KEY=VALUE", "seed=1"),
+    # on which Hydra itself stumbles
+    ("@x=1",): ("the command", "Hydra cannot read", "KEY=VALUE"),
+    ("+={[true=1",): ("the command", "Hydra cannot read", "KEY=VALUE"),
     ("--config-dir=/nowhere",): ("the command", "'/nowhere' not found", ""),
     # values
     ("method.labeler.k=0",): ("method.labeler.k", "k = 0 is not possible", "a whole number at least 3"),

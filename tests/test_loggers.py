@@ -1,11 +1,13 @@
 """Loggers beside metrics.csv: the same scalars, the final scores, the pictures; finished whatever happens."""
 
+import errno
 import json
 import math
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -62,6 +64,25 @@ def test_tensorboard_has_the_scalars_and_the_pictures(tmp_path):
     pictures = {f"report/{path.stem}" for path in (folder / "figures").glob("*.png")}
     assert pictures
     assert set(events.Tags()["images"]) == pictures
+
+
+def test_an_error_of_tensorboards_thread_is_told_by_the_run_alone(tmp_path, monkeypatch):
+    from tensorboard.summary.writer import event_file_writer
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(event_file_writer._AsyncWriterThread, "_run", full)
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    config = {"logger": {"name": "tensorboard"}}
+    with pytest.raises(OSError, match="No space"), loggers.open_loggers(config, tmp_path) as (logger,):
+        other = threading.Thread(target=full, name="another")
+        other.start()
+        other.join()
+        logger.experiment.flush()
+    assert [failed.thread.name for failed in told] == ["another"]
+    assert threading.excepthook == told.append, "as it was before"
 
 
 def test_wandb_without_an_account_is_offline_and_complete(tmp_path, capfd):

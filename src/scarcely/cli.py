@@ -76,9 +76,26 @@ def _hydra_main() -> None:
     from scarcely.config.paths import conf_dir
 
     _KEPT.clear()
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    except (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if _raised_by(error) in ("antlr4", "hydra", "omegaconf"):  # it stumbled over what was typed
+            raise ConfigError(
+                f"Hydra cannot read the command: {error}",
+                where="the command",
+                instead="KEY=VALUE, such as method=lsdc seed=1; python train.py --help lists the settings",
+            ) from error
+        raise
     if _KEPT:
         raise _KEPT[0]
+
+
+def _raised_by(error: BaseException) -> str:
+    """Return the package of the line that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def task(cfg: Any) -> Any:

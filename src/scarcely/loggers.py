@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,13 +55,32 @@ def open_loggers(config: Mapping[str, Any], folder: Path) -> Iterator[list[Logge
     if logger is None:  # metrics.csv is written for every run
         yield []
         return
+    with _errors_told_once():
+        try:
+            yield [logger]
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # what went wrong in the run is what matters
+                _finish(
+                    logger, 255 if isinstance(error, KeyboardInterrupt) else 1
+                )  # 255: W&B calls it killed
+            raise
+        _finish(logger, 0)
+
+
+@contextlib.contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """Leave it to the run to tell errors of TensorBoard's thread, which hands them on and prints them too."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            before(failed)
+
+    threading.excepthook = hook
     try:
-        yield [logger]
-    except BaseException as error:
-        with contextlib.suppress(Exception):  # what went wrong in the run is what matters
-            _finish(logger, 255 if isinstance(error, KeyboardInterrupt) else 1)  # 255: W&B calls it killed
-        raise
-    _finish(logger, 0)
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def send_results(logger: Logger, results: Mapping[str, Any], folder: Path) -> None:

@@ -71,6 +71,7 @@ WRONG = {
     "method.frozen_bn": (True,),
     "method.labeler": ("knn", None, 3),
     "method.labeler.k": (2, 0, 20.5, "20"),
+    "method.labeler._partial_": (1, "x"),
     "method.optimizer": ("adam", None),
     "method.optimizer.name": ("lbfgs",),
     "method.optimizer.lr": (0, -0.1, "fast", None, float("nan")),
@@ -102,6 +103,21 @@ def test_a_wrong_value_is_named_with_its_place_and_what_would_be_right(key):
         assert error.where == key, value
         assert error.what.startswith(f"{key} = "), value
         assert error.instead
+
+
+def test_a_setting_of_a_method_that_others_have_too_has_its_own_range():
+    scarce = ("method=mean_teacher", "data.labels_per_class=5")
+    assert complaint(scarce, method__decay={"photos": 0.5}).where == "method.decay"
+    assert complaint(scarce, method__decay="size").instead == "a number at least 0 and at most 1"
+    many = ("method=parallel_adapters", "data=decathlon")
+    assert complaint(many, method__decay="large").where == "method.decay"
+    sound(*many, "method.decay=size")
+
+
+def test_a_list_of_evaluations_may_be_left_out():
+    config = composed("method=normgrad", "data=shapes")
+    put(config, "method.evaluations", None)
+    check(config)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FITS = [
     (list[PositiveInt], [[1]], [[0], [1, -1]]),
     (tuple[int, ...], [[], [1, 2, 3]], [["a"], 1]),
     (tuple[int, str], [[1, "a"]], [["a", 1], [1], [1, "a", 2]]),
-    (dict[str, int], [{"a": 1}], [{"a": "b"}, {1: 1}]),
+    (dict[str, int], [{"a": 1}], [{"a": "b"}, {1: 1}, {"_target_": 1}]),
     (dict[Literal["a", "b"], dict], [{"a": {}}, {}], [{"c": {}}, {"a": 1}]),
     (PositiveInt, [1, 7], [0, -1, 1.0, True]),
     (NonNegative, [0, 0.0, 3], [-1e-9, float("inf")]),

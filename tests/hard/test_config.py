@@ -164,24 +164,29 @@ INDIRECT = (
 
 
 def check_all(found: list[tuple[tuple[str, ...], str, Any]]) -> tuple[int, int]:
-    """Put odd values into finished configurations; return how many were tried, and how many refused."""
+    """Put odd values into finished configurations.
+
+    Returns:
+        How many were tried, and how many refused, of those whose key is read where it stands.
+    """
     tried = refused = 0
     for overrides, key, value in found:
         config = copy.deepcopy(plain(overrides))
         if key == "plan" or not put(config, key, value):  # of a finished one it is the list of stages
             continue
-        tried += 1
+        hydras = key.rpartition(".")[2].startswith("_")  # _partial_ and the like
+        elsewhere = hydras or f"{key}.".startswith(INDIRECT) or key == "expected"
+        tried += not elsewhere
         try:
             check(config)
         except ConfigError:
-            refused += 1
+            refused += not elsewhere
             continue
         except Exception as error:
             raise AssertionError(
                 f"{overrides}, {key} = {value!r}: {type(error).__name__}: {error}"
             ) from error
-        hydras = key.rpartition(".")[2].startswith("_")  # _partial_ and the like
-        if hydras or key.startswith(INDIRECT) or key == "expected":
+        if elsewhere:
             continue
         numbers = (
             [value]
@@ -230,7 +235,7 @@ def test_every_odd_value_of_every_key_is_told_or_means_something():
         tried, refused = check_all(cases(RUNS))
     print(f"{tried} configurations, {refused} refused")
     assert tried > 20_000
-    assert refused > 0.8 * tried
+    assert refused > 0.9 * tried
 
 
 # what is read before the check: the same through the whole composition, which takes a tenth of a second

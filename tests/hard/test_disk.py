@@ -134,8 +134,6 @@ def try_sizes(name: str, sizes: list[str], whole, material: Path, tmp_path: Path
             pytest.skip("this system lets nobody mount a disk of one's own")
         assert code == 0, f"{options}: {process.output}"
         said = process.output.split("===\n")[1]
-        if name == "tensorboard":  # whose thread prints an error of its own before it hands it on
-            said = re.sub(r"(?s)Exception in thread.*?\nOSError: .*?\n", "", said)
         assert "Traceback" not in said, f"{options}: {said}"
         errors = re.findall(r"^error: (.*)$", said, re.MULTILINE)
         if errors:

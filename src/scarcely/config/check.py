@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scarcely.config import schema
 from scarcely.config.paths import conf_dir
@@ -164,6 +164,10 @@ def _components(config: dict[str, Any]) -> Iterator[ConfigError]:
             yield from component(name, config[name], is_method=name == "method")
 
 
+# what Hydra itself reads in a group
+_HYDRA = {"_partial_": bool, "_recursive_": bool, "_convert_": Literal["none", "partial", "object", "all"]}
+
+
 def component(where: str, given: dict[str, Any], *, is_method: bool = False) -> Iterator[ConfigError]:
     """Compare a group that has a ``_target_`` with the signature behind it, nested ones too."""
     target = given.get("_target_")
@@ -179,6 +183,7 @@ def component(where: str, given: dict[str, Any], *, is_method: bool = False) -> 
     except LookupError as error:
         yield ConfigError(str(error), where=f"{where}._target_", instead="a class or function to import")
         return
+    yield from _values(where, {k: given[k] for k in _HYDRA if k in given}, _HYDRA, set())
     hints = {name: p.annotation for name, p in signature.parameters.items()}
     required = {name for name, p in signature.parameters.items() if p.required} - SUPPLIED
     arguments = {k: v for k, v in given.items() if not (k.startswith("_") and k.endswith("_"))}
@@ -192,7 +197,9 @@ def component(where: str, given: dict[str, Any], *, is_method: bool = False) -> 
             )
         hints = {k: v for k, v in hints.items() if k not in SUPPLIED}
         arguments = {k: v for k, v in arguments.items() if k not in SUPPLIED}
-        structural = {k: v for k, v in arguments.items() if k in schema.METHOD_KEYS}
+        # a method's own types are the narrower ones; decay=size stands for a number of each domain
+        own = set() if "num_source" in signature.parameters else set(hints)
+        structural = {k: v for k, v in arguments.items() if k in schema.METHOD_KEYS and k not in own}
         yield from _values(where, structural, schema.METHOD_KEYS, set())
         arguments = {k: v for k, v in arguments.items() if k not in structural}
         required -= set(structural)
@@ -301,7 +308,7 @@ def _saliency(config: dict[str, Any]) -> Iterator[ConfigError]:
             where="method.weights, method.how",
             instead="both, or both empty for single layers alone",
         )
-    if {"meta", "epochs"} & set(method["evaluations"]) and not method["meta_methods"]:
+    if {"meta", "epochs"} & set(method["evaluations"] or ()) and not method["meta_methods"]:
         yield ConfigError(
             "the evaluations meta and epochs compare maps with and without meta-saliency: no method has it",
             where="method.evaluations, method.meta_methods",

@@ -388,6 +388,8 @@ def mismatch(value: Any, annotation: Any) -> bool:
     if annotation in _MAPPINGS or origin in _MAPPINGS:
         if not isinstance(value, dict):
             return True
+        if args and "_target_" in value:
+            return True  # an object, where names and their values are asked for
         return bool(args) and any(mismatch(k, args[0]) or mismatch(v, args[1]) for k, v in value.items())
     if annotation is bool:
         return not isinstance(value, bool)

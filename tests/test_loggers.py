@@ -75,12 +75,16 @@ def test_an_error_of_tensorboards_thread_is_told_by_the_run_alone(tmp_path, monk
     monkeypatch.setattr(event_file_writer._AsyncWriterThread, "_run", full)
     told: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
-    config = {"logger": {"name": "tensorboard"}}
-    with pytest.raises(OSError, match="No space"), loggers.open_loggers(config, tmp_path) as (logger,):
-        other = threading.Thread(target=full, name="another")
-        other.start()
-        other.join()
-        logger.experiment.flush()
+
+    def run():
+        with loggers.open_loggers({"logger": {"name": "tensorboard"}}, tmp_path) as (logger,):
+            other = threading.Thread(target=full, name="another")
+            other.start()
+            other.join()
+            logger.experiment.flush()
+
+    with pytest.raises(OSError, match="No space"):
+        run()
     assert [failed.thread.name for failed in told] == ["another"]
     assert threading.excepthook == told.append, "as it was before"
 

@@ -16,6 +16,7 @@ import wandb
 from scarcely import loggers, wandb_run
 from scarcely.callbacks.history import read_rows
 from scarcely.cli import main
+from scarcely.run import commit_of
 from scarcely.wandb_run import describe, git_state, has_account
 from tests.runs import TINY, Process, command_line, compose, wait_until
 from tests.wandb_record import recorded
@@ -320,16 +321,24 @@ def test_the_state_of_git_is_told_and_never_needed(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_state(tmp_path) is None
+    assert git_state(tmp_path) is commit_of(tmp_path) is None
     git("init")
     assert git_state(tmp_path) is None  # no commit yet
-    (tmp_path / "file").write_text("a")
-    git("add", "file")
+    (tmp_path / "results").mkdir()
+    for name in ("file", "RESULTS.md", "results/lsdc.csv"):
+        (tmp_path / name).write_text("a")
+    git("add", ".")
     git("commit", "-m", "one")
     state = git_state(tmp_path)
     assert len(state["commit"]) == 40
     assert not state["dirty"]
+    short = commit_of(tmp_path)
+    assert state["commit"].startswith(short)
+    for name in ("RESULTS.md", "results/lsdc.csv"):  # which runs are written to
+        (tmp_path / name).write_text("b")
+    assert commit_of(tmp_path / "results") == short
     (tmp_path / "file").write_text("b")
     assert git_state(tmp_path) == state | {"dirty": True}
+    assert commit_of(tmp_path / "results") == f"{short}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert git_state(tmp_path) is None
+    assert git_state(tmp_path) is commit_of(tmp_path) is None

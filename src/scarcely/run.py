@@ -477,7 +477,7 @@ def environment(accelerator: str) -> dict[str, Any]:
 
     return {
         "scarcely": __version__,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "device": describe_device(accelerator),
@@ -503,14 +503,21 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that a folder is checked out at; None outside of git, or without git.
+
+    It ends with ``-dirty`` where files differ from it, other than the pages and tables that results are
+    written to.
+    """
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5)
+
     try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        found = git("describe", "--always").stdout.strip()
+        written = ":(top,exclude)*.md", ":(top,exclude)results/*.csv"
+        dirty = found and git("diff", "--quiet", "HEAD", "--", ":/", *written).returncode
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return f"{found}-dirty" if dirty else found or None

@@ -149,6 +149,11 @@ class RunFolder:
                 )
             if self.used:
                 self._require_same(config)  # it may have come since the folder was chosen
+            if self.finished:
+                print(
+                    "note: this run is finished meanwhile, by another process; nothing is trained again",
+                    file=sys.stderr,
+                )
             text = OmegaConf.to_yaml(OmegaConf.create(config))
             write_atomically(self.path / "config.yaml", text)
             (self.path / FAILED).unlink(missing_ok=True)

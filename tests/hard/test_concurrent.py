@@ -25,7 +25,7 @@ RUN = ("pretext=rotnet", "stages.pretext.epochs=2", "epochs=3")
 # -- the folder ----------------------------------------------------------------------------------
 
 
-def test_a_folder_that_another_run_took_meanwhile_is_not_trained_in(tmp_path):
+def test_a_folder_that_another_run_took_meanwhile_is_not_trained_in(tmp_path, capsys):
     """Between the choice of a folder and its lock lie seconds in which data are read."""
     given = config(tmp_path, run_dir=str(tmp_path / "own"))
     slow = RunFolder.choose(given, "x")
@@ -42,6 +42,11 @@ def test_a_folder_that_another_run_took_meanwhile_is_not_trained_in(tmp_path):
     begin(RunFolder.choose(given | {"run_dir": str(tmp_path / "other")}, "x"), given | {"epochs": 4})
     with pytest.raises(UserError, match="epochs was 4 and is 3"), slow.opened(again):
         pytest.fail("it would go on with other settings")
+    # or made its scores once more without a word
+    slow = RunFolder.choose(again | {"run_dir": str(tmp_path / "third")}, "x")
+    begin(RunFolder.choose(given | {"run_dir": str(tmp_path / "third")}, "x"), given, finish=True)
+    with slow.opened(again):
+        assert "this run is finished meanwhile" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -288,7 +288,6 @@ def test_only_what_is_scored_on_a_test_split_needs_one(two_folders, monkeypatch)
             fit(f"method={method}")
 
 
-@pytest.mark.slow
 def test_a_count_is_shown_and_used(tmp_path, without_pictures, capfd):
     results = run(tmp_path / "run", "num_new=auto", "compare_kmeans=false")
     assert [s["name"] for s in results["stages"]] == ["supervised", "class_count", "joint"]

@@ -115,12 +115,13 @@ def execute(config: dict[str, Any], name: str) -> dict[str, Any]:
         key = before.key(job, data, accelerator)
         done = stages.run_stage(job, folder.path, data, accelerator, key, before.rows)
         trained = [*before.trained, done]
+        counted = class_count(done.weights) if job.task == "count" else before.counted
         with memory.told(
             "the stages are trained, and their weights kept; the scores and the report are not",
             where="method.batch_size, embedding_size, compare_kmeans",
             instead="resume=true with embedding_size=0 and compare_kmeans=false, or on another machine",
         ):
-            results = _finish(config, folder.path, data, job, trained, accelerator, before.counted, loggers)
+            results = _finish(config, folder.path, data, job, trained, accelerator, counted, loggers)
     return _show(folder.path, results)
 
 

@@ -71,6 +71,9 @@ def test_experiments_are_chosen_by_patterns():
     assert chosen[-1].name == "ranking_statistics/digits"
     with pytest.raises(ConfigError, match="no experiment is named 'lsdc/table9'"):
         choose(experiments(), "lsdc/table2_*,lsdc/table9")
+    with pytest.raises(ConfigError) as error:
+        choose(experiments(), "normgrad/shape")
+    assert "such as normgrad/shapes" in error.value.instead
 
 
 def test_a_line_has_the_mean_over_seeds_and_all_that_makes_it_believable(tmp_path):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,10 +195,11 @@ def choose(known: Sequence[Experiment], patterns: str) -> list[Experiment]:
     for pattern in patterns.split(","):
         fitting = fnmatch.filter(names, pattern.strip())
         if not fitting:
+            near = get_close_matches(pattern.strip(), names) or names[:3]
             raise ConfigError(
                 f"no experiment is named {pattern!r}",
                 where="only",
-                instead=f"of conf/experiment, such as {', '.join(names[:3])}; with * for any letters",
+                instead=f"of conf/experiment, such as {', '.join(near)}; with * for any letters",
             )
         wanted |= set(fitting)
     return [e for e in known if e.name in wanted]

@@ -110,6 +110,7 @@ def test_a_setting_of_a_method_that_others_have_too_has_its_own_range():
     assert complaint(scarce, method__decay={"photos": 0.5}).where == "method.decay"
     assert complaint(scarce, method__decay="size").instead == "a number at least 0 and at most 1"
     many = ("method=parallel_adapters", "data=decathlon")
+    assert "leave data.domain out" in complaint(many, data__domain="gtsrb").instead
     assert complaint(many, method__decay="large").where == "method.decay"
     sound(*many, "method.decay=size")
 

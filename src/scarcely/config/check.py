@@ -261,7 +261,9 @@ def _combinations(config: dict[str, Any]) -> Iterator[ConfigError]:
         yield ConfigError(
             f"method={method['name']} trains on several domains, and {one} is one",
             where="method, data",
-            instead="data=digit_domains, or data=decathlon with data.root=DIR; or method=supervised",
+            instead="leave data.domain out; or method=supervised, which trains on one"
+            if "domain" in data
+            else "data=digit_domains, or data=decathlon with data.root=DIR; or method=supervised",
         )
     if method.get("task") == "saliency":
         yield from _saliency(config)
